@@ -1,0 +1,194 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the commands."""
+
+import json
+import sys
+import time
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from spaces.errors import UserError
+
+app = typer.Typer(
+    help="Find the data augmentation under which a low-bit student ends up best.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Config = Annotated[
+    Path | None,
+    typer.Argument(help="YAML file; without one the embedded search on handwritten digits runs."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY.PATH=VALUE",
+        help="Change one value of the config, e.g. search.trials=50; may be given often.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"augury {version('augury')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def search(
+    config: Config = None,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run, new; default runs/DATA-DATE-TIME.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for the best augmentation policy.
+
+    Probes policies as Ray Tune trials, trains the best and the controls to full length, and says
+    which one validation prefers. The run folder then holds [b]policies.parquet[/b],
+    [b]best_policy.json[/b], the whole config and Tune's own results.
+    """
+    from search.config import load_config
+    from search.run_folder import RunFolder
+
+    settings = load_config(config, overrides or ())
+    name = f"{settings.data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder(run or Path("runs") / name)
+    folder.require_new()
+
+    from search.console import print_result, progress
+    from search.run import run_search
+
+    objective, mode = settings.search.objective, settings.search.mode
+    with progress(objective, mode, quiet=quiet) as listen:
+        result = run_search(settings, folder, listen)
+    if as_json:
+        _print_json({"run": str(folder.path), "verdict": result.verdict.as_dict()})
+    else:
+        print_result(result, settings)
+
+
+@app.command()
+def score(
+    policies: Annotated[
+        list[str], typer.Argument(help="Schemes (see [b]augury schemes[/b]) or policy files.")
+    ],
+    config: Annotated[Path | None, typer.Option(help="YAML file with data and teacher.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank policies with the teacher alone, without training a student.
+
+    The score is D - CMI on augmented training images (arXiv 2509.03850), lower is better. It
+    finds harmful policies; which of the good ones is best takes a search.
+    """
+    from search.config import load_config
+
+    settings = load_config(config, overrides or ())
+
+    from search.console import print_scores, progress
+    from spaces.policy import load_policy
+    from spaces.schemes import scheme
+    from trainers.datasets import load_splits
+    from trainers.scoring import score as score_policy
+    from trainers.teacher import cached_teacher
+
+    candidates = [load_policy(p) if p.endswith(".json") else scheme(p) for p in policies]
+    splits = load_splits(settings.data)
+    with progress("score", "min", quiet=quiet) as listen:
+        listen.stage(f"teacher {settings.teacher.network} on {splits.name}", trials=1)
+        teacher = cached_teacher(splits, settings.teacher)
+        listen.stage(f"scoring {len(candidates)} policies", trials=1)
+        scores = [score_policy(policy, teacher, splits) for policy in candidates]
+    rows = sorted(zip(policies, scores, strict=True), key=lambda row: row[1].score)
+    if as_json:
+        _print_json([{"policy": name} | vars(found) for name, found in rows])
+    else:
+        print_scores(rows, settings)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .json.")],
+) -> None:
+    """Write the ranked policies of a run to one file, in the format of its ending."""
+    from search.results import export as write
+    from search.results import read_parquet
+    from search.run_folder import RunFolder
+
+    table = read_parquet(RunFolder.open(run).policies)
+    write(table, to)
+    print(f"{table.num_rows} policies in {to}")
+
+
+@app.command()
+def schemes(as_json: Json = False) -> None:
+    """List the named policies of the literature; each can be followed by +cutmix or +mixup."""
+    from search.console import print_schemes
+    from spaces.schemes import SCHEMES
+
+    if as_json:
+        _print_json(
+            [{"name": n, "summary": s.summary, "citation": s.citation} for n, s in SCHEMES.items()]
+        )
+    else:
+        print_schemes()
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """The console script. Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 stopped."""
+    try:
+        app()
+    except UserError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except ImportError as error:
+        message = _taken_names()
+        if message is None:
+            raise
+        _complain(f"{message} ({error})")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("stopped")
+        sys.exit(130)
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True).print(f"augury: {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _taken_names() -> str | None:
+    """A sentence about another package that brought a `search`, `trainers` or `spaces` along."""
+    owners = packages_distributions()
+    for name in ("spaces", "trainers", "search"):
+        others = sorted(set(owners.get(name, [])) - {"augury"})
+        if others:
+            return (
+                f"the package {others[0]!r} took the import name {name!r}: "
+                f"install Augury into an environment of its own"
+            )
+    return None

@@ -1,0 +1,78 @@
+"""The Ray cluster that trials run on: one on this machine, or the user's."""
+
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Read by Ray when it is imported or when a run starts. The new console ignores verbosity; every
+# finished trial must be on disk within a second; a trial needs no TensorBoard and CSV files too.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+
+from search.config import ClusterConfig
+from spaces.errors import UserError
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[str | None]:
+    """A connection to the cluster of `config`; yields the dashboard's address where it has one.
+
+    A local cluster lives as long as the connection. A connection that exists already is used and
+    left open. Raises UserError where a cluster cannot be reached, or a local one could never hold
+    a single trial.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(config)
+    try:
+        _require_room(config)
+        url = ray._private.worker.get_dashboard_url()
+        yield f"http://{url}" if url else None
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(config: ClusterConfig) -> None:
+    local = config.address == "local"
+    try:
+        ray.init(
+            address=config.address,
+            include_dashboard=config.dashboard if local else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"cluster.address: no Ray cluster at {config.address!r}: {error}") from None
+
+
+def _require_room(config: ClusterConfig) -> None:
+    # A cluster elsewhere may grow when asked; one on this machine does not, and would wait for ever.
+    if config.address != "local":
+        return
+    total = ray.cluster_resources()
+    for key, resource, wanted in (
+        ("cpus_per_trial", "CPU", config.cpus_per_trial),
+        ("gpus_per_trial", "GPU", config.gpus_per_trial),
+    ):
+        if wanted > total.get(resource, 0):
+            raise UserError(
+                f"cluster.{key}: a trial asks for {wanted:g} {resource}, "
+                f"this machine has {total.get(resource, 0):g}"
+            )
+
+
+def concurrent_trials(config: ClusterConfig) -> int:
+    """How many trials may run at once: as configured, else as many as fit now."""
+    if config.concurrent_trials is not None:
+        return config.concurrent_trials
+    total = ray.cluster_resources()
+    fit = total.get("CPU", 1) / config.cpus_per_trial
+    if config.gpus_per_trial > 0:
+        fit = min(fit, total.get("GPU", 0) / config.gpus_per_trial)
+    return max(math.floor(fit), 1)

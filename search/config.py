@@ -1,0 +1,164 @@
+"""A search as data: composed from the parts that the rooms own, read from YAML, strict."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from spaces.errors import UserError, from_validation, unknown_name
+from spaces.schemes import SCHEMES, scheme
+from trainers.datasets import DataConfig
+from trainers.quantization import QuantizationSpec
+from trainers.student import OBJECTIVES, StudentRecipe
+from trainers.teacher import TeacherRecipe
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StudentConfig(Section):
+    """What is distilled and how; the same for probes and full-length runs but for the epochs."""
+
+    quantization: QuantizationSpec = QuantizationSpec()
+    recipe: StudentRecipe = StudentRecipe()
+
+
+class AshaConfig(Section):
+    """ASHA stops probes whose objective lags behind (Li et al., MLSys 2020, arXiv 1810.05934)."""
+
+    grace_period: Annotated[int, Field(ge=1, description="epochs that no probe is denied")] = 1
+    reduction_factor: Annotated[int, Field(ge=2, description="one in this many goes on")] = 3
+
+
+class ExploreConfig(Section):
+    """How policies are proposed and probed."""
+
+    trials: Annotated[int, Field(ge=1)] = 24
+    probe_epochs: Annotated[int, Field(ge=1)] = 3
+    objective: str = "score"
+    warm_start: Annotated[
+        tuple[str, ...], Field(description="schemes that are asked first, in this order")
+    ] = tuple(SCHEMES)
+    random_trials: Annotated[
+        int, Field(ge=0, description="finished trials, warm start included, before TPE takes over")
+    ] = 10
+    scheduler: Literal["none", "asha"] = "none"
+    asha: AshaConfig = AshaConfig()
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        if objective not in OBJECTIVES:
+            raise ValueError(str(unknown_name("objective", objective, OBJECTIVES)))
+        return objective
+
+    @field_validator("warm_start")
+    @classmethod
+    def _schemes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                scheme(name)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return names
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        return "min" if OBJECTIVES[self.objective] == "min" else "max"
+
+
+class PromotionConfig(Section):
+    """Which policies are trained to full length, for how long and how often."""
+
+    top: Annotated[int, Field(ge=1, description="best policies, beside the controls")] = 3
+    epochs: Annotated[int, Field(ge=1)] = 10
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+
+
+class ClusterConfig(Section):
+    """Where trials run: on this machine, or on the Ray cluster at `address`."""
+
+    address: Annotated[str, Field(description="local, auto or HOST:PORT")] = "local"
+    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    concurrent_trials: Annotated[
+        int | None, Field(ge=1, description="at most; null is as many as the resources hold")
+    ] = None
+    dashboard: Annotated[bool, Field(description="Ray's dashboard on a local cluster")] = True
+
+
+class SearchConfig(Section):
+    """Everything that a search depends on. The defaults are the embedded search on digits."""
+
+    data: DataConfig = DataConfig()
+    teacher: TeacherRecipe = TeacherRecipe()
+    student: StudentConfig = StudentConfig()
+    search: ExploreConfig = ExploreConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def to_yaml(self) -> str:
+        """Every value, defaults too."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> SearchConfig:
+    """The config in the YAML file `path` (the defaults without one), changed by `KEY.PATH=VALUE`
+    texts. Raises UserError that names the key or the file."""
+    content = _read_yaml(path) if path else {}
+    try:
+        config = SearchConfig.model_validate(content)
+    except ValidationError as error:
+        raise from_validation(error, SearchConfig, str(path)) from None
+    for override in overrides:
+        config = _overridden(config, override)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not YAML: {reason}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a config maps keys to values, got a {type(content).__name__}")
+    return content
+
+
+def _overridden(config: SearchConfig, override: str) -> SearchConfig:
+    where = f"--set {override}"
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"{where}: give KEY.PATH=VALUE, for example search.trials=50")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{where}: the value {text!r} is not YAML") from None
+    content = config.model_dump(mode="json")
+    section: Any = content
+    *parents, last = key.split(".")
+    for part in parents:
+        _require_key(section, part, where)
+        section = section[part]
+    _require_key(section, last, where)
+    section[last] = value
+    try:
+        return SearchConfig.model_validate(content)
+    except ValidationError as error:
+        raise from_validation(error, SearchConfig, where) from None
+
+
+def _require_key(section: Any, key: str, where: str) -> None:
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: there is no key {key!r}, what is above it is a single value")
+    if key not in section:
+        raise unknown_name("key", key, section, where)

@@ -1,0 +1,221 @@
+"""The search: Optuna proposes policies, Ray Tune probes them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray import tune
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from search.cluster import concurrent_trials
+from search.config import ExploreConfig, SearchConfig
+from search.progress import Listener
+from search.results import FAILED, FINISHED, STOPPED, Row
+from search.trainable import ProbeTrial
+from spaces import PolicySpace, scheme
+from spaces.policy import policy_from_json
+from trainers.student import FIGURES
+
+MAX_REPEATED_PROPOSALS = 100
+_NOT_PARAMS = {"policy", "seed", "cpus", "gpus"}
+
+
+class PolicySearch(OptunaSearch):
+    """Optuna's TPE over policies, with what stock OptunaSearch tells a study set right.
+
+    A trial stopped before its last epoch is told as pruned, not as complete; one without a finite
+    value as failed, instead of running for ever; and a policy that was proposed before is not
+    proposed again: its twin gets the same answer at once.
+    """
+
+    def __init__(self, config: ExploreConfig, space: PolicySpace, epochs: int) -> None:
+        self._epochs = epochs
+        self._answers: dict[str, float | None] = {}  # by policy identity; None while it runs
+        self._identities: dict[str, str] = {}  # of trials
+        super().__init__(
+            space=space,
+            metric=config.objective,
+            mode=config.mode,
+            points_to_evaluate=[space.params(scheme(name)) for name in config.warm_start],
+            sampler=optuna.samplers.TPESampler(
+                seed=config.seed,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=config.random_trials,
+            ),
+        )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        for _ in range(MAX_REPEATED_PROPOSALS):
+            config = super().suggest(trial_id)
+            assert config is not None
+            identity = policy_from_json(config["policy"]).identity
+            if identity not in self._answers:
+                self._answers[identity] = None
+                self._identities[trial_id] = identity
+                return config
+            self._tell(self._ot_trials.pop(trial_id), self._answers[identity], complete=True)
+        return None  # the space is exhausted as far as the sampler can see
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        value = result.get(self.metric, math.nan)
+        if math.isfinite(value):
+            self._ot_trials[trial_id].report(value, result["training_iteration"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        if trial_id in self._completed_trials:
+            return
+        self._completed_trials.add(trial_id)
+        trial, result = self._ot_trials[trial_id], result or {}
+        value, step = result.get(self.metric, math.nan), result.get("training_iteration", 0)
+        usable = not error and math.isfinite(value)
+        if usable and step not in trial.storage.get_trial(trial._trial_id).intermediate_values:
+            trial.report(value, step)
+        self._answers[self._identities[trial_id]] = value if usable else None
+        self._tell(trial, value if usable else None, complete=step >= self._epochs)
+
+    def _tell(self, trial: optuna.Trial, value: float | None, *, complete: bool) -> None:
+        states = optuna.trial.TrialState
+        study: Any = self._ot_study
+        if value is None:
+            study.tell(trial, state=states.FAIL)
+        elif complete:
+            study.tell(trial, value)
+        else:
+            study.tell(trial, state=states.PRUNED)  # with its last reported value
+
+
+def scheduler(config: ExploreConfig) -> TrialScheduler:
+    """What stops probes early. ASHA's effect on the ranking is in experiments.md."""
+    if config.scheduler == "none":
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        max_t=config.probe_epochs,
+        grace_period=min(config.asha.grace_period, config.probe_epochs),
+        reduction_factor=config.asha.reduction_factor,
+    )
+
+
+def explore(
+    config: SearchConfig, shared: dict[str, Any], space: PolicySpace, folder: Path, listen: Listener
+) -> list[Row]:
+    """Probes `config.search.trials` policies; returns a row for each, in no order.
+
+    `shared` is what all trials share, by reference into the object store (see ProbeTrial.setup).
+    Tune's own results go to `folder`.
+    """
+    search = config.search
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    grid: Any = tuner(
+        config,
+        tune.with_parameters(ProbeTrial, **shared, epochs=search.probe_epochs, read_test=False),
+        folder=folder,
+        listen=listen,
+        epochs=search.probe_epochs,
+        param_space={"seed": search.seed},
+        tune_config={
+            "search_alg": PolicySearch(search, space, search.probe_epochs),
+            "scheduler": scheduler(search),
+            "num_samples": search.trials,
+            "metric": search.objective,
+            "mode": search.mode,
+        },
+    ).fit()
+    return [row_of_result(result, search.probe_epochs) for result in grid]
+
+
+def tuner(
+    config: SearchConfig,
+    trainable: Any,
+    *,
+    folder: Path,
+    listen: Listener,
+    epochs: int,
+    param_space: dict[str, Any],
+    tune_config: dict[str, Any],
+) -> tune.Tuner:
+    """A Tuner with what probing and promotion have in common."""
+    cluster = config.cluster
+    # Every trial asks for the same resources: Tune caches actors per request.
+    resources = {"cpus": cluster.cpus_per_trial, "gpus": cluster.gpus_per_trial}
+    return tune.Tuner(
+        trainable,
+        param_space=param_space | resources,
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=concurrent_trials(cluster),
+            reuse_actors=True,
+            trial_dirname_creator=trial_id,
+            **tune_config,
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            callbacks=[JsonLoggerCallback(), Announcer(listen, epochs)],
+            failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+
+
+def trial_id(trial: Any) -> str:
+    """The name of a trial's folder."""
+    return str(trial.trial_id)
+
+
+class Announcer(tune.Callback):
+    """Tells the listener of every trial that ends."""
+
+    def __init__(self, listen: Listener, epochs: int) -> None:
+        self._listen: Listener | None = listen
+        self._epochs = epochs
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Ray pickles callbacks with the run; what writes to a terminal stays in this process.
+        return self.__dict__ | {"_listen": None}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._listen:
+            self._listen.trial_ended(
+                row_of(trial.trial_id, trial.config, trial.last_result, None, self._epochs)
+            )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self._listen:
+            self._listen.trial_ended(
+                row_of(trial.trial_id, trial.config, trial.last_result, "lost", self._epochs)
+            )
+
+
+def row_of_result(result: tune.Result, epochs: int) -> Row:
+    """The row of one of Tune's results."""
+    error = f"{type(result.error).__name__}: {result.error}" if result.error else None
+    return row_of(Path(result.path).name, result.config or {}, result.metrics, error, epochs)
+
+
+def row_of(
+    trial: str,
+    config: dict[str, Any],
+    metrics: dict[str, Any] | None,
+    error: str | None,
+    epochs: int,
+) -> Row:
+    """The row of a trial that ended with `metrics`, or with `error`."""
+    metrics = metrics or {}
+    failure = error or metrics.get("failure")
+    finished = metrics.get("training_iteration", 0) >= epochs
+    return Row(
+        trial_id=trial,
+        status=FAILED if failure else FINISHED if finished else STOPPED,
+        policy=policy_from_json(config["policy"]),
+        params={k: v for k, v in config.items() if k not in _NOT_PARAMS},
+        figures={name: metrics[name] for name in FIGURES if name in metrics},
+        seconds=float(metrics.get("time_total_s", math.nan)),
+        failure=failure,
+    )

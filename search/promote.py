@@ -1,0 +1,95 @@
+"""Promotion: the best policies and the controls, trained to full length over several seeds."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+
+from search.config import SearchConfig
+from search.explore import row_of_result, tuner
+from search.progress import Listener
+from search.results import FAILED, FINISHED, FullLength, Row
+from search.trainable import ProbeTrial
+from search.verdict import Candidate, Role
+from spaces import Policy, scheme
+from spaces.schemes import SCHEMES
+
+NONE = scheme("none")
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What promotion trained, and what went wrong with students that it lost."""
+
+    candidates: tuple[Candidate, ...]
+    failures: tuple[str, ...]
+
+
+def select(rows: Sequence[Row], top: int) -> list[tuple[Policy, Role]]:
+    """The best `top` of the ranked `rows` that ran to their end, then the controls that are not
+    among them: no augmentation, and the best named scheme."""
+    finished = [row.policy for row in rows if row.status == FINISHED]
+    schemes = {s.policy.identity for s in SCHEMES.values()} - {NONE.identity}
+    best_scheme = [policy for policy in finished if policy.identity in schemes][:1]
+    chosen = {p.identity: p for p in (*finished[:top], *best_scheme, NONE)}
+
+    def role(identity: str) -> Role:
+        if identity == NONE.identity:
+            return "none"
+        return "scheme" if identity in schemes else "candidate"
+
+    return [(policy, role(identity)) for identity, policy in chosen.items()]
+
+
+def promote(
+    config: SearchConfig,
+    shared: dict[str, Any],
+    chosen: Sequence[tuple[Policy, Role]],
+    folder: Path,
+    listen: Listener,
+) -> Promoted:
+    """Trains every chosen policy with the same seeds to full length.
+
+    Test accuracy is read once per student, after its last epoch; no choice hangs on it.
+    """
+    promotion = config.promotion
+    # Not the probes' seeds: a policy must not profit from the luck that promoted it.
+    first = config.search.seed + 1
+    grid: Any = tuner(
+        config,
+        tune.with_parameters(ProbeTrial, **shared, epochs=promotion.epochs, read_test=True),
+        folder=folder,
+        listen=listen,
+        epochs=promotion.epochs,
+        param_space={
+            "seed": tune.grid_search(list(range(first, first + promotion.seeds))),
+            "policy": tune.grid_search([policy.model_dump_json() for policy, _ in chosen]),
+        },
+        tune_config={"scheduler": FIFOScheduler()},
+    ).fit()
+    runs: dict[str, list[FullLength]] = defaultdict(list)
+    failures = []
+    for result in grid:
+        row = row_of_result(result, promotion.epochs)
+        if row.status == FAILED:
+            failures.append(f"{row.policy}: {row.failure}")
+            continue
+        assert result.config is not None and result.metrics is not None
+        runs[row.policy.identity].append(
+            FullLength(
+                seed=result.config["seed"],
+                validation_accuracy=row.figures["validation_accuracy"],
+                validation_loss=row.figures["validation_loss"],
+                test_accuracy=result.metrics["test_accuracy"],
+            )
+        )
+    candidates = tuple(
+        Candidate(policy, role, tuple(sorted(runs[policy.identity], key=lambda run: run.seed)))
+        for policy, role in chosen
+        if runs[policy.identity]
+    )
+    return Promoted(candidates, tuple(failures))

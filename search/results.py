@@ -1,0 +1,172 @@
+"""The ranked table: one row per trial, best first, in parquet and out of it."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from spaces.atomic_write import atomic_write
+from spaces.errors import UserError
+from spaces.policy import Policy, policy_from_json
+from trainers.student import FIGURES
+
+SCHEMA_VERSION = 1
+METADATA_PREFIX = "augury."
+FINISHED, STOPPED, FAILED, CONTROL = "finished", "stopped", "failed", "control"
+
+
+@dataclass(frozen=True)
+class FullLength:
+    """What one promoted student had at full length. Accuracies are fractions, losses nats."""
+
+    seed: int
+    validation_accuracy: float
+    validation_loss: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial. `status` is finished, stopped (by the scheduler), failed, or control: promoted
+    for comparison without ever having been probed."""
+
+    trial_id: str
+    status: str
+    policy: Policy
+    params: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)  # of the last epoch
+    seconds: float = math.nan
+    failure: str | None = None
+    full_length: tuple[FullLength, ...] = ()
+
+
+_FULL_COLUMNS = [
+    f"full_{figure}_{statistic}"
+    for figure in ("validation_accuracy", "validation_loss", "test_accuracy")
+    for statistic in ("mean", "std")
+]
+SCHEMA = pa.schema(
+    [
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("trial_id", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("policy", pa.string(), nullable=False),
+        pa.field("policy_json", pa.string(), nullable=False),
+        pa.field("policy_identity", pa.string(), nullable=False),
+        pa.field("params_json", pa.string(), nullable=False),
+        pa.field("objective", pa.float64()),
+        *(pa.field(name, pa.int32() if name == "epoch" else pa.float64()) for name in FIGURES),
+        pa.field("seconds", pa.float64()),
+        pa.field("failure", pa.string()),
+        pa.field("full_seeds", pa.list_(pa.int32()), nullable=False),
+        *(pa.field(name, pa.float64()) for name in _FULL_COLUMNS),
+    ]
+)
+
+
+def ranked(rows: Iterable[Row], objective: str, mode: str) -> list[Row]:
+    """Finished trials by objective, then stopped ones, then those without a value."""
+    order = {FINISHED: 0, STOPPED: 1, FAILED: 2, CONTROL: 3}
+
+    def key(row: Row) -> tuple[int, float, str]:
+        value = row.figures.get(objective, math.nan)
+        lower_first = value if mode == "min" else -value
+        return order[row.status], lower_first if math.isfinite(value) else math.inf, row.trial_id
+
+    return sorted(rows, key=key)
+
+
+def to_table(rows: Iterable[Row], objective: str, metadata: Mapping[str, str]) -> pa.Table:
+    """The table of `rows` in their order; `metadata` goes into the file's schema."""
+    records = [_record(rank, row, objective) for rank, row in enumerate(rows, start=1)]
+    full = {"schema_version": str(SCHEMA_VERSION), **metadata}
+    schema = SCHEMA.with_metadata({METADATA_PREFIX + k: v for k, v in full.items()})
+    return pa.Table.from_pylist(records, schema=schema)
+
+
+def _record(rank: int, row: Row, objective: str) -> dict[str, Any]:
+    figures = {n: v if math.isfinite(v) else None for n, v in row.figures.items() if n in FIGURES}
+    record = {
+        "rank": rank,
+        "trial_id": row.trial_id,
+        "status": row.status,
+        "policy": str(row.policy),
+        "policy_json": row.policy.model_dump_json(),
+        "policy_identity": row.policy.identity,
+        "params_json": json.dumps(dict(row.params), sort_keys=True),
+        "objective": figures.get(objective),
+        **figures,
+        "seconds": row.seconds if math.isfinite(row.seconds) else None,
+        "failure": row.failure,
+        "full_seeds": [run.seed for run in row.full_length],
+    }
+    for name in ("validation_accuracy", "validation_loss", "test_accuracy"):
+        values = [getattr(run, name) for run in row.full_length]
+        record[f"full_{name}_mean"], record[f"full_{name}_std"] = mean_and_std(values)
+    return record
+
+
+def mean_and_std(values: list[float]) -> tuple[float | None, float | None]:
+    """Mean and unbiased standard deviation; None where there are too few values."""
+    if not values:
+        return None, None
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def with_full_length(
+    rows: Iterable[Row], promoted: Mapping[str, tuple[FullLength, ...]]
+) -> list[Row]:
+    """`rows` with the full-length figures of their policies, by identity."""
+    return [replace(row, full_length=promoted.get(row.policy.identity, ())) for row in rows]
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes the table so that a reader sees the old file or the new one, never a part."""
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """The table at `path`; raises UserError where there is none of ours or of another version."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: no readable table of policies: {error}") from None
+    found = (table.schema.metadata or {}).get(f"{METADATA_PREFIX}schema_version".encode(), b"")
+    if found != str(SCHEMA_VERSION).encode():
+        raise UserError(
+            f"{path}: schema version {found.decode() or 'none'} is not known, "
+            f"this Augury reads {SCHEMA_VERSION}"
+        )
+    return table
+
+
+def policies(table: pa.Table) -> list[Policy]:
+    """The policies of a table, best first."""
+    return [policy_from_json(text) for text in table.column("policy_json").to_pylist()]
+
+
+def export(table: pa.Table, path: Path) -> None:
+    """Writes the table as its ending says: .parquet, .csv or .json (a list of records)."""
+    ending = path.suffix.lower()
+    if ending not in (".parquet", ".csv", ".json"):
+        raise UserError(f"{path}: export writes .parquet, .csv or .json, got {ending or 'none'!r}")
+    with atomic_write(path) as temporary:
+        if ending == ".parquet":
+            pq.write_table(table, temporary)
+        elif ending == ".csv":
+            seeds = [" ".join(map(str, row)) for row in table.column("full_seeds").to_pylist()]
+            at = table.schema.get_field_index("full_seeds")
+            pyarrow.csv.write_csv(table.set_column(at, "full_seeds", pa.array(seeds)), temporary)
+        else:
+            text = json.dumps(table.to_pylist(), indent=2, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,144 @@
+"""A search from its config to its verdict: data, teacher, probes, promotion, files."""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from search.cluster import connected
+from search.config import SearchConfig
+from search.explore import explore
+from search.progress import Listener
+from search.promote import promote, select
+from search.results import (
+    CONTROL,
+    FAILED,
+    Row,
+    ranked,
+    to_table,
+    with_full_length,
+    write_parquet,
+)
+from search.run_folder import RunFolder, write_text
+from search.verdict import Candidate, Verdict, decide
+from spaces import PolicySpace, scheme
+from trainers.datasets import ImageSplits, load_splits
+from trainers.teacher import cached_teacher, teacher_hash, to_arrays
+
+SECONDS_BETWEEN_WRITES = 2.0
+
+
+class SearchFailedError(Exception):
+    """Nothing could be ranked, for a reason that is not the user's."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The run's folder, its rows ranked by objective, and what promotion found."""
+
+    folder: RunFolder
+    rows: list[Row]
+    candidates: tuple[Candidate, ...]
+    verdict: Verdict
+
+
+def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
+    """Runs the whole search and writes its folder.
+
+    Raises UserError before anything is written where `config` cannot work, and SearchFailedError where
+    every probe or every student failed; finished trials are in the folder all the same.
+    """
+    folder.require_new()
+    splits = load_splits(config.data)
+    space = PolicySpace(image_size=splits.image_size)
+    for name in config.search.warm_start:
+        space.params(scheme(name))  # a scheme outside the space is refused here
+    with connected(config.cluster) as dashboard:
+        if dashboard:
+            listen.stage(f"Ray dashboard: {dashboard}", trials=1)
+        listen.stage(f"teacher {config.teacher.network} on {splits.name}", trials=1)
+        teacher = cached_teacher(splits, config.teacher)
+        made_by = _made_by(config, splits)
+        folder.create(config.to_yaml(), made_by)
+        ledger = _Ledger(config, folder, made_by, listen)
+        shared = {
+            "splits": splits.to_arrays(),
+            "teacher": to_arrays(teacher),
+            "teacher_recipe": config.teacher,
+            "student": config.student,
+        }
+        listen.stage("probes", trials=config.search.trials)
+        rows = explore(config, shared, space, folder.tune / "search", ledger)
+        rows = ranked(rows, config.search.objective, config.search.mode)
+        ledger.write(rows)
+        chosen = select(rows, config.promotion.top)
+        if all(row.status == FAILED for row in rows):
+            raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
+        listen.stage("promotion", trials=len(chosen) * config.promotion.seeds)
+        promoted = promote(config, shared, chosen, folder.tune / "promote", listen)
+    if not promoted.candidates:
+        raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
+    verdict = decide(promoted.candidates)
+    rows = _with_promoted(rows, promoted.candidates)
+    ledger.write(rows, verdict)
+    write_text(folder.verdict, json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False) + "\n")
+    verdict.winner.policy.save(folder.best_policy)
+    return SearchResult(folder, rows, promoted.candidates, verdict)
+
+
+def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
+    packages = ("augury", "torch", "torchvision", "ray", "optuna")
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "objective": config.search.objective,
+        "mode": config.search.mode,
+        "seed": config.search.seed,
+        "data_hash": splits.content_hash,
+        "teacher_hash": teacher_hash(splits, config.teacher),
+    }
+
+
+def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
+    """`rows` with full-length figures, and a row for a control that was never probed."""
+    rows = with_full_length(rows, {c.policy.identity: c.runs for c in candidates})
+    probed = {row.policy.identity for row in rows}
+    controls = [c for c in candidates if c.policy.identity not in probed]
+    return rows + [
+        Row(f"control_{c.role}", CONTROL, c.policy, full_length=c.runs) for c in controls
+    ]
+
+
+class _Ledger:
+    """Keeps policies.parquet current while probes end, and passes the news on."""
+
+    def __init__(
+        self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any], listen: Listener
+    ) -> None:
+        self._config, self._folder, self._listen = config, folder, listen
+        self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in made_by.items()}
+        self._metadata["config"] = config.to_yaml()
+        self._rows: list[Row] = []
+        self._written = -math.inf
+
+    def stage(self, text: str, trials: int | None = None) -> None:
+        self._listen.stage(text, trials)
+
+    def trial_ended(self, row: Row) -> None:
+        self._rows.append(row)
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            search = self._config.search
+            self.write(ranked(self._rows, search.objective, search.mode))
+            self._written = time.monotonic()
+        self._listen.trial_ended(row)
+
+    def write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
+        metadata = self._metadata
+        if verdict is not None:
+            metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
+        table = to_table(rows, self._config.search.objective, metadata)
+        write_parquet(table, self._folder.policies)

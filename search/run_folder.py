@@ -1,0 +1,89 @@
+"""Every path of a run, so that writer, export and documentation cannot disagree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spaces.atomic_write import atomic_write
+from spaces.errors import UserError
+
+FORMAT = "augury-run"
+VERSION = 1
+
+
+class RunFolder:
+    """A folder with everything that one search produced; `run.json` marks it as ours."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()  # Ray's workers change directory
+
+    @property
+    def marker(self) -> Path:
+        """Format, versions, seed and the hashes of data and teacher."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """The whole config, defaults too."""
+        return self.path / "config.yaml"
+
+    @property
+    def policies(self) -> Path:
+        """The ranked table."""
+        return self.path / "policies.parquet"
+
+    @property
+    def best_policy(self) -> Path:
+        """The policy that validation chose."""
+        return self.path / "best_policy.json"
+
+    @property
+    def verdict(self) -> Path:
+        """What promotion found, in words and figures."""
+        return self.path / "verdict.json"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own results: `search/` and `promote/` below it."""
+        return self.path / "tune"
+
+    def require_new(self) -> None:
+        """Raises UserError unless a run may be written here; writes nothing."""
+        if self.marker.exists():
+            raise UserError(f"{self.path} holds a run already: name another folder with --run")
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(
+                f"{self.path} exists and is not a run of Augury: name a new folder with --run"
+            )
+
+    def create(self, config_yaml: str, made_by: dict[str, Any]) -> None:
+        """Lays out the folder; `made_by` goes into the marker."""
+        self.require_new()
+        self.path.mkdir(parents=True, exist_ok=True)
+        marker = {"format": FORMAT, "version": VERSION, **made_by}
+        write_text(self.config, config_yaml)
+        write_text(self.marker, json.dumps(marker, indent=2) + "\n")
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunFolder":
+        """The run at `path`; raises UserError where there is none or it is of another version."""
+        folder = cls(path)
+        try:
+            marker = json.loads(folder.marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(
+                f"{folder.path} is not a run: it holds no readable {folder.marker.name}"
+            ) from None
+        if not isinstance(marker, dict) or marker.get("format") != FORMAT:
+            raise UserError(f"{folder.marker} is not the marker of a run of Augury")
+        if marker.get("version") != VERSION:
+            raise UserError(
+                f"{folder.marker}: version {marker.get('version')!r} is not known, "
+                f"this Augury reads {VERSION}"
+            )
+        return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,102 @@
+"""One student as a Ray Tune trial, in an actor that serves many of them."""
+
+import gc
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from search.config import StudentConfig
+from spaces.errors import UserError
+from spaces.policy import policy_from_json
+from trainers.datasets import ImageSplits
+from trainers.student import FIGURES, DivergedError, EpochReport, StudentTrainer
+from trainers.teacher import TeacherRecipe, teacher_from_arrays
+
+CHECKPOINT = "student.pt"
+
+
+class ProbeTrial(tune.Trainable):
+    """Distils a student for `epochs` epochs under the policy in its config, a report per epoch.
+
+    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. What all trials share comes once
+    per actor through `setup`: numpy arrays in the object store, which a node holds once. A mistake
+    that will repeat itself, a diverging loss for example, is a result with `failure` set and no
+    figures; raising is left to the infrastructure, which Tune retries.
+    """
+
+    def setup(  # type: ignore[override]
+        self,
+        config: dict[str, Any],
+        *,
+        splits: Mapping[str, Any],
+        teacher: Mapping[str, np.ndarray],
+        teacher_recipe: TeacherRecipe,
+        student: StudentConfig,
+        epochs: int,
+        read_test: bool,
+    ) -> None:
+        torch.set_num_threads(max(int(config["cpus"]), 1))
+        self._device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
+        self._splits = ImageSplits.from_arrays(splits)
+        self._teacher = teacher_from_arrays(teacher, self._splits, teacher_recipe).to(self._device)
+        self._splits = self._splits.to(self._device)
+        self._student, self._total_epochs, self._read_test = student, epochs, read_test
+        self._trainer: StudentTrainer | None = None
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        return PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        # Anything but True loses a slot of the concurrency limit for good, so nothing here may
+        # fail: the next trainer is built in `step`.
+        self.config, self._trainer = new_config, None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            trainer = self._running()
+            report = next(self._reports)
+        except (DivergedError, UserError, ValueError, RuntimeError) as error:
+            return failed(f"{type(error).__name__}: {error}")
+        result = report.as_dict() | {"done": trainer.epochs_done >= self._total_epochs}
+        if result["done"] and self._read_test:
+            result["test_accuracy"] = trainer.test_accuracy()
+        return result
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        torch.save(self._running().state_dict(), f"{checkpoint_dir}/{CHECKPOINT}")
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
+        state = torch.load(f"{checkpoint_dir}/{CHECKPOINT}", weights_only=True)
+        self._running().load_state_dict(state)
+
+    def _running(self) -> StudentTrainer:
+        if self._trainer is None:
+            self._trainer = StudentTrainer(
+                teacher=self._teacher,
+                splits=self._splits,
+                policy=policy_from_json(self.config["policy"]),
+                quantization=self._student.quantization,
+                recipe=self._student.recipe,
+                epochs=self._total_epochs,
+                seed=self.config["seed"],
+            )
+            self._reports: Iterator[EpochReport] = self._trainer.epochs()
+        return self._trainer
+
+    def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
+        return f"Student({policy_from_json(self.config['policy'])})"
+
+
+def failed(reason: str) -> dict[str, Any]:
+    """The last result of a trial that cannot go on."""
+    return {**dict.fromkeys(FIGURES, math.nan), "failure": reason, "done": True}

@@ -1,0 +1,1 @@
+"""How a candidate is judged: data, networks, quantizers, distillation and the metric. No Ray."""

@@ -1,0 +1,34 @@
+"""Augmented batches of a data set that lies in memory."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spaces import PolicyAugment, randomness
+from trainers.datasets import Labelled
+
+
+def steps_per_epoch(count: int, repeats: int, batch_size: int) -> int:
+    """Batches in one epoch; the last may be short."""
+    return -(-count * repeats // batch_size)
+
+
+def augmented_batches(
+    data: Labelled, augment: PolicyAugment, *, batch_size: int, repeats: int, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, Float[Tensor, "n k"]]]:
+    """One epoch: every image `repeats` times, in an order and with draws keyed by (seed, epoch).
+
+    Yields images uint8 (N, C, H, W) and targets float32 (N, K). Each pass over the data is a
+    permutation of its own, and every view of an image has a sample id of its own. Two policies with
+    the same seed meet the same images in the same order with the same draws.
+    """
+    count = len(data.labels)
+    rng = randomness.generator(seed, epoch, "order")
+    order = np.concatenate([rng.permutation(count) + count * r for r in range(repeats)])
+    for start in range(0, len(order), batch_size):
+        sample_ids = torch.from_numpy(order[start : start + batch_size])
+        batch = data.take((sample_ids % count).to(data.labels.device))
+        yield augment(batch.images, batch.labels, epoch=epoch, sample_ids=sample_ids)

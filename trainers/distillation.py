@@ -1,0 +1,48 @@
+"""The loss between a student and its teacher."""
+
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import functional as F
+
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class DistillationLoss(BaseModel):
+    """gamma * CE(targets) + alpha * T^2 KL(teacher || student) at temperature T.
+
+    The defaults are SQAKD's (Zhao and Zhao, AISTATS 2024, arXiv 2403.11106): gamma 0 makes it
+    free of labels. The factor T^2 keeps gradients at the size of those of the cross-entropy
+    (Hinton et al., arXiv 1503.02531).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    alpha: Weight = 1.0
+    gamma: Weight = 0.0
+
+    def __call__(
+        self,
+        student: Float[Tensor, "n k"],
+        teacher: Float[Tensor, "n k"],
+        targets: Float[Tensor, "n k"],
+    ) -> Float[Tensor, ""]:
+        """The mean over the batch, nats. `student` and `teacher` are logits."""
+        loss = self.alpha * kd_loss(student, teacher, self.temperature)
+        if self.gamma > 0:
+            loss = loss + self.gamma * F.cross_entropy(student, targets)
+        return loss
+
+
+def kd_loss(
+    student: Float[Tensor, "n k"], teacher: Float[Tensor, "n k"], temperature: float
+) -> Float[Tensor, ""]:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch, nats."""
+    log_student = torch.log_softmax(student / temperature, dim=1)
+    log_teacher = torch.log_softmax(teacher / temperature, dim=1)
+    divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence

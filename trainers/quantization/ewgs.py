@@ -1,0 +1,171 @@
+"""EWGS: element-wise gradient scaling (Lee, Kim, Ham, CVPR 2021, arXiv 2104.00903).
+
+    x^  = clamp((x - l) / (u - l), 0, 1)                                          (eq. 1)
+    x_q = round(x^ (L - 1)) / (L - 1)          L = 2^bits, half to even            (eq. 2)
+    activations enter as x_q, weights as 2 (x_q - 1/2)
+    out = |s| (conv(a_q, w_q) + bias)
+    backward through the rounding:  g (1 + delta sign(g) (x^ - x_q))               (eq. 5)
+
+l, u of weights and activations and s are learned per layer. delta is the curvature of the loss in
+the discretized values, max(0, (Tr H / N) / (3 std(G))) (eq. 8), renewed during training by
+`update_deltas`; zero makes the quantizer a straight-through estimator.
+
+One departure: the paper estimates the trace of one layer at a time, `update_deltas` of all layers
+with one Rademacher vector each at once. Blocks across layers have expectation zero, so every trace
+stays unbiased, for one backward pass per draw instead of one per layer and draw.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Round(torch.autograd.Function):
+    """Rounding to L levels of [0, 1] with the scaled gradient; twice differentiable in g."""
+
+    @staticmethod
+    def forward(ctx, unit: Tensor, levels: int, delta: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        rounded = torch.round(unit * (levels - 1)) / (levels - 1)
+        ctx.save_for_backward(unit - rounded, delta)
+        return rounded
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        error, delta = ctx.saved_tensors
+        return grad * (1 + delta * torch.sign(grad) * error), None, None
+
+
+def ewgs_round(
+    unit: Float[Tensor, "*shape"], levels: int, delta: Float[Tensor, ""]
+) -> Float[Tensor, "*shape"]:
+    """`unit`, values in [0, 1], on the nearest of `levels` levels; gradient by equation 5."""
+    out: Tensor = _Round.apply(unit, levels, delta)
+    return out
+
+
+class Discretizer(nn.Module):
+    """Equations 1 and 2 with learned bounds and the curvature `delta` of one tensor."""
+
+    delta: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.levels = 2**bits
+        self.lower = nn.Parameter(torch.tensor(0.0))
+        self.upper = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("delta", torch.tensor(0.0))
+
+    def set_bounds(self, lower: float, upper: float) -> None:
+        with torch.no_grad():
+            self.lower.fill_(lower)
+            # A tensor without spread (a dead layer) still needs a step that is not zero.
+            self.upper.fill_(max(upper, lower + 1e-6))
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        unit = ((x - self.lower) / (self.upper - self.lower)).clamp(0, 1)
+        return ewgs_round(unit, self.levels, self.delta)
+
+
+class EWGSLayer(nn.Module):
+    """A convolution or linear layer with quantized weights and inputs."""
+
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, weight_bits: int, activation_bits: int
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight_quantizer = Discretizer(weight_bits)
+        self.activation_quantizer = Discretizer(activation_bits)
+        self.output_scale = nn.Parameter(torch.tensor(1.0))
+        self.discretized: list[Tensor] | None = None  # filled while `update_deltas` looks on
+
+    def quantizer_parameters(self) -> list[nn.Parameter]:
+        """What the quantizer learns: five scalars, apart from the layer's own weights."""
+        bounds = (*self.weight_quantizer.parameters(), *self.activation_quantizer.parameters())
+        return [*bounds, self.output_scale]
+
+    @torch.no_grad()
+    def initialise(self, x: Float[Tensor, "n ..."]) -> None:
+        """Sets bounds and output scale from one batch of inputs, as the paper's code does."""
+        weight = self.layer.weight
+        self.weight_quantizer.set_bounds(-3 * float(weight.std()), 3 * float(weight.std()))
+        # Inputs follow a ReLU: half a Gaussian, whose deviation is sqrt(1 - 2/pi) of the whole's.
+        spread = float(x.std()) / math.sqrt(1 - 2 / math.pi)
+        self.activation_quantizer.set_bounds(float(x.min()), 3 * spread)
+        self.output_scale.fill_(1.0)
+        exact, quantized = self._operate(x, weight), self.forward(x)
+        self.output_scale.copy_(exact.abs().mean() / quantized.abs().mean().clamp_min(1e-8))
+
+    def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        activation = self.activation_quantizer(x)
+        weight = 2 * (self.weight_quantizer(self.layer.weight) - 0.5)
+        if self.discretized is not None:
+            self.discretized += [weight, activation]
+        return self.output_scale.abs() * self._operate(activation, weight)
+
+    def _operate(self, x: Tensor, weight: Tensor) -> Tensor:
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(x, weight, self.layer.bias)
+        return F.linear(x, weight, self.layer.bias)
+
+    def extra_repr(self) -> str:
+        bits = (
+            q.levels.bit_length() - 1 for q in (self.weight_quantizer, self.activation_quantizer)
+        )
+        return "W{}A{}".format(*bits)
+
+
+def update_deltas(
+    model: nn.Module,
+    losses: Iterable[Callable[[], Tensor]],
+    rng: torch.Generator,
+    draws: int = 50,
+) -> None:
+    """Renews delta of every EWGS layer of `model` from the curvature of `losses`.
+
+    `losses` compute the training loss of one batch each (the paper takes three); `draws` is the
+    number of Rademacher vectors per batch in Hutchinson's estimate of the trace.
+    """
+    layers = [module for module in model.modules() if isinstance(module, EWGSLayer)]
+    ratios = []
+    for loss in losses:
+        for layer in layers:
+            layer.discretized = []
+        try:
+            value = loss()
+            tensors = [tensor for layer in layers for tensor in layer.discretized or ()]
+        finally:
+            for layer in layers:
+                layer.discretized = None
+        ratios.append(_curvature_ratios(value, tensors, rng, draws))
+    quantizers = [q for la in layers for q in (la.weight_quantizer, la.activation_quantizer)]
+    for quantizer, ratio in zip(quantizers, torch.stack(ratios).mean(dim=0), strict=True):
+        quantizer.delta.copy_(ratio.clamp_min(0))
+
+
+def _curvature_ratios(
+    loss: Tensor, tensors: list[Tensor], rng: torch.Generator, draws: int
+) -> Float[Tensor, " m"]:
+    """(Tr H / N) / (3 std(G)) for each of `tensors`."""
+    grads = torch.autograd.grad(loss, tensors, create_graph=True)
+    traces = [torch.zeros((), device=t.device) for t in tensors]
+    for _ in range(draws):
+        signs = [_rademacher(t, rng) for t in tensors]
+        products = torch.autograd.grad(grads, tensors, grad_outputs=signs, retain_graph=True)
+        for i, (sign, product) in enumerate(zip(signs, products, strict=True)):
+            traces[i] += (sign * product).sum() / draws
+    return torch.stack(
+        [
+            trace / tensor.numel() / (3 * grad.detach().std()).clamp_min(1e-12)
+            for trace, tensor, grad in zip(traces, tensors, grads, strict=True)
+        ]
+    )
+
+
+def _rademacher(like: Tensor, rng: torch.Generator) -> Tensor:
+    bits = torch.randint(0, 2, like.shape, generator=rng, device=rng.device)
+    return bits.to(like).mul_(2).sub_(1)

@@ -1,0 +1,270 @@
+"""The student and the one training loop: a probe takes a few epochs of it, a promotion all."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spaces import Policy, randomness
+from trainers.batches import augmented_batches, steps_per_epoch
+from trainers.datasets import ImageSplits, Labelled
+from trainers.distillation import DistillationLoss, kd_loss
+from trainers.metric import ContextualMutualInformation, TeacherStddev
+from trainers.quantization import (
+    QuantizationSpec,
+    calibrate,
+    quantize,
+    quantizer_parameters,
+    update_deltas,
+)
+
+EVALUATION_BATCH = 512
+
+
+class StudentRecipe(BaseModel):
+    """How a student is distilled: Adam for its weights, Adam without decay for its quantizers,
+    both with a cosine to zero over the epochs of this run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    repeats: Annotated[
+        int, Field(ge=1, description="augmented views of every image in one epoch")
+    ] = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    quantizer_learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    loss: DistillationLoss = DistillationLoss()
+    curvature_every: Annotated[
+        int, Field(ge=0, description="epochs between updates of EWGS's delta; 0 leaves it at zero")
+    ] = 0
+    curvature_draws: Annotated[int, Field(ge=1, le=50)] = 10
+
+
+def _figure(better: str, meaning: str) -> Any:
+    return field(metadata={"better": better, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch of distillation tells. `training` figures are of the augmented batches as
+    they were trained on, `validation` figures of plain images; losses in nats."""
+
+    epoch: int = _figure("", "epochs done, from 1")
+    score: float = _figure("lower", "D - CMI of the student on training batches")
+    teacher_score: float = _figure("lower", "D - CMI of the teacher on training batches")
+    cmi: float = _figure("higher", "contextual mutual information of the student")
+    centroid_divergence: float = _figure("lower", "D: the student's centroids from the labels")
+    teacher_cmi: float = _figure("higher", "contextual mutual information of the teacher")
+    teacher_centroid_divergence: float = _figure("lower", "D of the teacher")
+    teacher_stddev: float = _figure("lower", "T.stddev of the teacher's mean predictions")
+    entropy: float = _figure("higher", "mean entropy of the student's predictions in training")
+    training_loss: float = _figure("lower", "the loss that was minimised, mean per image")
+    kd_training: float = _figure("lower", "T^2 KL to the teacher on training batches")
+    kd_validation: float = _figure("lower", "T^2 KL to the teacher on validation images")
+    kd_gap: float = _figure("lower", "kd_validation - kd_training")
+    validation_loss: float = _figure("lower", "cross-entropy on validation images")
+    validation_accuracy: float = _figure("higher", "fraction right on validation images")
+    images_per_second: float = _figure("", "training images per second of training")
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+FIGURES = {f.name: f.metadata["meaning"] for f in fields(EpochReport)}
+# The figures that can steer a search, and whether it minimises or maximises them.
+OBJECTIVES = {
+    f.name: {"lower": "min", "higher": "max"}[f.metadata["better"]]
+    for f in fields(EpochReport)
+    if f.metadata["better"]
+}
+
+
+class DivergedError(Exception):
+    """The loss is no longer a number; the message says when."""
+
+
+class StudentTrainer:
+    """Distils `teacher` into a low-bit copy of itself under one augmentation policy.
+
+    Everything random is keyed by `seed`: trainers that differ in their policy alone see the same
+    images in the same order with the same draws. `epochs()` goes on where `load_state_dict` left.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: nn.Module,
+        splits: ImageSplits,
+        policy: Policy,
+        quantization: QuantizationSpec,
+        recipe: StudentRecipe,
+        epochs: int,
+        seed: int,
+    ) -> None:
+        self.teacher, self.splits, self.recipe = teacher, splits, recipe
+        self.total_epochs, self.seed = epochs, seed
+        self.epochs_done = 0
+        self.augment = policy.augmenter(splits.num_classes, seed)
+        self.student = quantize(teacher, quantization).requires_grad_(True)
+        calibrate(self.student, splits.normalise(splits.student.images[: recipe.batch_size]))
+        self._steps = steps_per_epoch(len(splits.student.labels), recipe.repeats, recipe.batch_size)
+        self.optimizer = self._optimizer()
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, epochs * self._steps
+        )
+        self._validation_teacher = self._logits(teacher, splits.validation)
+
+    def epochs(self) -> Iterator[EpochReport]:
+        """Trains the epochs that are left; yields a report after each. Raises DivergedError."""
+        while self.epochs_done < self.total_epochs:
+            every = self.recipe.curvature_every
+            if every and self.epochs_done and self.epochs_done % every == 0:
+                self._update_curvature()
+            report = self._train_epoch()
+            self.epochs_done += 1
+            yield report
+
+    def test_accuracy(self) -> float:
+        """Fraction right on the test images. Nothing may be decided by it."""
+        logits = self._logits(self.student, self.splits.test)
+        return _accuracy(logits, self.splits.test.labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes."""
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epochs_done": self.epochs_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to where `state_dict` was taken."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epochs_done = state["epochs_done"]
+
+    def _optimizer(self) -> torch.optim.Adam:
+        quantizers = quantizer_parameters(self.student)
+        known = set(map(id, quantizers))
+        weights = [p for p in self.student.parameters() if id(p) not in known]
+        recipe = self.recipe
+        return torch.optim.Adam(
+            [
+                {
+                    "params": weights,
+                    "lr": recipe.learning_rate,
+                    "weight_decay": recipe.weight_decay,
+                },
+                {"params": quantizers, "lr": recipe.quantizer_learning_rate},
+            ]
+        )
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, targets in augmented_batches(
+            self.splits.student,
+            self.augment,
+            batch_size=self.recipe.batch_size,
+            repeats=self.recipe.repeats,
+            seed=self.seed,
+            epoch=epoch,
+        ):
+            yield self.splits.normalise(images), targets
+
+    def _train_epoch(self) -> EpochReport:
+        student_metric, teacher_metric = (
+            ContextualMutualInformation(),
+            ContextualMutualInformation(),
+        )
+        stddev = TeacherStddev()
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, KD loss, images
+        started = time.perf_counter()
+        self.student.train()
+        for inputs, targets in self._batches(self.epochs_done):
+            with torch.no_grad():
+                teacher = self.teacher(inputs)
+            logits = self.student(inputs)
+            loss = self.recipe.loss(logits, teacher, targets)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.schedule.step()
+            student_metric.update(logits, targets)
+            teacher_metric.update(teacher, targets)
+            stddev.update(teacher)
+            kd = kd_loss(logits.detach(), teacher, self.recipe.loss.temperature)
+            sums += torch.tensor([float(loss.detach()), float(kd), 1.0]) * len(targets)
+        seconds = time.perf_counter() - started
+        total_loss, total_kd, images = sums.tolist()
+        if not math.isfinite(total_loss):
+            raise DivergedError(
+                f"the loss is no longer a finite number in epoch {self.epochs_done + 1}"
+            )
+        student_info, teacher_info = student_metric.compute(), teacher_metric.compute()
+        return EpochReport(
+            epoch=self.epochs_done + 1,
+            score=student_info.score,
+            teacher_score=teacher_info.score,
+            cmi=student_info.cmi,
+            centroid_divergence=student_info.centroid_divergence,
+            teacher_cmi=teacher_info.cmi,
+            teacher_centroid_divergence=teacher_info.centroid_divergence,
+            teacher_stddev=stddev.compute(),
+            entropy=student_info.entropy,
+            training_loss=total_loss / images,
+            kd_training=total_kd / images,
+            images_per_second=images / seconds,
+            **self._validate(total_kd / images),
+        )
+
+    def _validate(self, kd_training: float) -> dict[str, float]:
+        labels = self.splits.validation.labels
+        logits = self._logits(self.student, self.splits.validation)
+        kd = float(kd_loss(logits, self._validation_teacher, self.recipe.loss.temperature))
+        return {
+            "kd_validation": kd,
+            "kd_gap": kd - kd_training,
+            "validation_loss": float(F.cross_entropy(logits, labels)),
+            "validation_accuracy": _accuracy(logits, labels),
+        }
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module, part: Labelled) -> Float[Tensor, "n k"]:
+        """The logits of all images of `part`, in eval mode, without augmentation."""
+        training = model.training
+        model.eval()
+        chunks = part.images.split(EVALUATION_BATCH)
+        logits = torch.cat([model(self.splits.normalise(chunk)) for chunk in chunks])
+        model.train(training)
+        return logits
+
+    def _update_curvature(self) -> None:
+        """EWGS's delta from three batches of the coming epoch."""
+        batches = [
+            batch for batch, _ in zip(self._batches(self.epochs_done), range(3), strict=False)
+        ]
+
+        def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher = self.teacher(inputs)
+            return self.recipe.loss(self.student(inputs), teacher, targets)
+
+        rng = torch.Generator().manual_seed(
+            randomness.key(self.seed, self.epochs_done, "curvature") % 2**63
+        )
+        self.student.eval()  # so that the extra batches leave the normalisation statistics alone
+        losses = [lambda batch=batch: loss_of(*batch) for batch in batches]
+        update_deltas(self.student, losses, rng, self.recipe.curvature_draws)
+
+
+def _accuracy(logits: Float[Tensor, "n k"], labels: Tensor) -> float:
+    return float((logits.argmax(dim=1) == labels).double().mean())
