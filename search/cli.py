@@ -77,8 +77,7 @@ def search(
     from search.console import print_result, progress
     from search.run import run_search
 
-    objective, mode = settings.search.objective, settings.search.mode
-    with progress(objective, mode, quiet=quiet) as listen:
+    with progress(quiet=quiet) as listen:
         result = run_search(settings, folder, listen)
     if as_json:
         _print_json({"run": str(folder.path), "verdict": result.verdict.as_dict()})
@@ -114,10 +113,10 @@ def score(
 
     candidates = [load_policy(p) if p.endswith(".json") else scheme(p) for p in policies]
     splits = load_splits(settings.data)
-    with progress("score", "min", quiet=quiet) as listen:
-        listen.stage(f"teacher {settings.teacher.network} on {splits.name}", trials=1)
+    with progress(quiet=quiet) as listen:
+        listen.stage(f"teacher {settings.teacher.network} on {splits.name}")
         teacher = cached_teacher(splits, settings.teacher)
-        listen.stage(f"scoring {len(candidates)} policies", trials=1)
+        listen.stage(f"scoring {len(candidates)} policies")
         scores = [score_policy(policy, teacher, splits) for policy in candidates]
     rows = sorted(zip(policies, scores, strict=True), key=lambda row: row[1].score)
     if as_json:

@@ -52,7 +52,7 @@ def _connect(config: ClusterConfig) -> None:
 
 
 def _require_room(config: ClusterConfig) -> None:
-    # A cluster elsewhere may grow when asked; one on this machine does not, and would wait for ever.
+    # A cluster elsewhere may grow when asked; on this machine a trial would wait for ever.
     if config.address != "local":
         return
     total = ray.cluster_resources()

@@ -23,16 +23,16 @@ ROWS_SHOWN = 12
 
 
 @contextmanager
-def progress(objective: str, mode: str, *, quiet: bool) -> Iterator[Listener]:
+def progress(*, quiet: bool) -> Iterator[Listener]:
     """A listener on stderr: a live bar on a terminal, lines elsewhere, nothing when quiet."""
     console = Console(stderr=True)
     if quiet:
         yield Silence()
     elif console.is_terminal:
-        with LiveBar(console, objective, mode) as bar:
+        with LiveBar(console) as bar:
             yield bar
     else:
-        yield PlainLines(console, objective, mode)
+        yield PlainLines(console)
 
 
 def print_result(result: "SearchResult", config: "SearchConfig") -> None:

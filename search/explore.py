@@ -1,6 +1,8 @@
 """The search: Optuna proposes policies, Ray Tune probes them."""
 
 import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ from ray.tune.search.optuna import OptunaSearch
 
 from search.cluster import concurrent_trials
 from search.config import ExploreConfig, SearchConfig
-from search.progress import Listener
 from search.results import FAILED, FINISHED, STOPPED, Row
 from search.trainable import ProbeTrial
 from spaces import PolicySpace, scheme
@@ -20,6 +21,7 @@ from spaces.policy import policy_from_json
 from trainers.student import FIGURES
 
 MAX_REPEATED_PROPOSALS = 100
+TrialEnded = Callable[[Row], None]
 _NOT_PARAMS = {"policy", "seed", "cpus", "gpus"}
 
 
@@ -40,13 +42,7 @@ class PolicySearch(OptunaSearch):
             metric=config.objective,
             mode=config.mode,
             points_to_evaluate=[space.params(scheme(name)) for name in config.warm_start],
-            sampler=optuna.samplers.TPESampler(
-                seed=config.seed,
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                n_startup_trials=config.random_trials,
-            ),
+            sampler=_sampler(config),
         )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -91,6 +87,19 @@ class PolicySearch(OptunaSearch):
             study.tell(trial, state=states.PRUNED)  # with its last reported value
 
 
+def _sampler(config: ExploreConfig) -> optuna.samplers.BaseSampler:
+    with warnings.catch_warnings():
+        # Grouping is marked experimental; a conditional space needs it to be sampled jointly.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=config.seed,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            n_startup_trials=config.random_trials,
+        )
+
+
 def scheduler(config: ExploreConfig) -> TrialScheduler:
     """What stops probes early. ASHA's effect on the ranking is in experiments.md."""
     if config.scheduler == "none":
@@ -103,7 +112,11 @@ def scheduler(config: ExploreConfig) -> TrialScheduler:
 
 
 def explore(
-    config: SearchConfig, shared: dict[str, Any], space: PolicySpace, folder: Path, listen: Listener
+    config: SearchConfig,
+    shared: dict[str, Any],
+    space: PolicySpace,
+    folder: Path,
+    trial_ended: TrialEnded,
 ) -> list[Row]:
     """Probes `config.search.trials` policies; returns a row for each, in no order.
 
@@ -116,7 +129,7 @@ def explore(
         config,
         tune.with_parameters(ProbeTrial, **shared, epochs=search.probe_epochs, read_test=False),
         folder=folder,
-        listen=listen,
+        trial_ended=trial_ended,
         epochs=search.probe_epochs,
         param_space={"seed": search.seed},
         tune_config={
@@ -135,7 +148,7 @@ def tuner(
     trainable: Any,
     *,
     folder: Path,
-    listen: Listener,
+    trial_ended: TrialEnded,
     epochs: int,
     param_space: dict[str, Any],
     tune_config: dict[str, Any],
@@ -157,7 +170,7 @@ def tuner(
             name=folder.name,
             storage_path=str(folder.parent),
             verbose=0,
-            callbacks=[JsonLoggerCallback(), Announcer(listen, epochs)],
+            callbacks=[JsonLoggerCallback(), Announcer(trial_ended, epochs)],
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
@@ -170,26 +183,26 @@ def trial_id(trial: Any) -> str:
 
 
 class Announcer(tune.Callback):
-    """Tells the listener of every trial that ends."""
+    """Passes on the row of every trial that ends."""
 
-    def __init__(self, listen: Listener, epochs: int) -> None:
-        self._listen: Listener | None = listen
+    def __init__(self, trial_ended: TrialEnded, epochs: int) -> None:
+        self._trial_ended: TrialEnded | None = trial_ended
         self._epochs = epochs
 
     def __getstate__(self) -> dict[str, Any]:
         # Ray pickles callbacks with the run; what writes to a terminal stays in this process.
-        return self.__dict__ | {"_listen": None}
+        return self.__dict__ | {"_trial_ended": None}
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self._listen:
-            self._listen.trial_ended(
-                row_of(trial.trial_id, trial.config, trial.last_result, None, self._epochs)
-            )
+        self._announce(trial, None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self._listen:
-            self._listen.trial_ended(
-                row_of(trial.trial_id, trial.config, trial.last_result, "lost", self._epochs)
+        self._announce(trial, "the worker was lost or raised")
+
+    def _announce(self, trial: Any, error: str | None) -> None:
+        if self._trial_ended is not None:
+            self._trial_ended(
+                row_of(trial.trial_id, trial.config, trial.last_result, error, self._epochs)
             )
 
 

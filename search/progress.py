@@ -26,83 +26,69 @@ if TYPE_CHECKING:
 class Listener(Protocol):
     """Who wants to know how a search goes on."""
 
-    def stage(self, text: str, trials: int | None = None) -> None:
-        """The next part of the work begins; `trials` is how many trials it has."""
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def stage(
+        self, text: str, trials: int | None = None, figure: str = "", mode: str = "min"
+    ) -> None:
+        """The next part of the work begins: `trials` trials, told apart by `figure`."""
 
     def trial_ended(self, row: Row) -> None:
-        """One trial is over."""
+        """One trial of the stage is over."""
 
 
 class Silence:
     """Listens and says nothing."""
 
-    def stage(self, text: str, trials: int | None = None) -> None: ...
+    def note(self, text: str) -> None: ...
+
+    def stage(
+        self, text: str, trials: int | None = None, figure: str = "", mode: str = "min"
+    ) -> None: ...
 
     def trial_ended(self, row: Row) -> None: ...
-
-
-class _Best:
-    """Remembers the best value of the objective, to be shown beside progress."""
-
-    def __init__(self, objective: str, mode: str) -> None:
-        self.objective, self._sign = objective, 1 if mode == "min" else -1
-        self._best: Row | None = None
-
-    def see(self, row: Row) -> None:
-        if self.value(row) is not None and self._rank(row) < self._rank(self._best):
-            self._best = row
-
-    def value(self, row: Row | None) -> float | None:
-        value = row.figures.get(self.objective) if row else None
-        return value if value is not None and math.isfinite(value) else None
-
-    def _rank(self, row: Row | None) -> float:
-        value = self.value(row)
-        return float("inf") if value is None else self._sign * value
-
-    def __str__(self) -> str:
-        if self._best is None:
-            return ""
-        return f"best {self.objective} {self.value(self._best):.3f}: {self._best.policy}"
 
 
 class PlainLines:
     """One line per event, for logs and pipes."""
 
-    def __init__(self, console: Console, objective: str, mode: str) -> None:
-        self._console, self._best = console, _Best(objective, mode)
-        self._done, self._total = 0, 0
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._done, self._total, self._figure = 0, 0, ""
 
-    def stage(self, text: str, trials: int | None = None) -> None:
-        self._done, self._total = 0, trials or 0
-        self._say(text)
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stage(
+        self, text: str, trials: int | None = None, figure: str = "", mode: str = "min"
+    ) -> None:
+        self._done, self._total, self._figure = 0, trials or 0, figure
+        self.note(text)
 
     def trial_ended(self, row: Row) -> None:
         self._done += 1
-        value = self._best.value(row)
-        figure = row.status if value is None else f"{self._best.objective} {value:.3f}"
+        value = _value(row, self._figure)
+        outcome = row.status if value is None else f"{self._figure} {value:.3f}"
         note = f" ({row.failure})" if row.failure else ""
-        self._say(f"{self._done}/{self._total} {figure} {row.policy}{note}")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.note(f"{self._done}/{self._total} {outcome} {row.policy}{note}")
 
 
 class LiveBar(AbstractContextManager["LiveBar"]):
     """A bar per stage with the best policy so far."""
 
-    def __init__(self, console: Console, objective: str, mode: str) -> None:
+    def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("[cyan]{task.fields[best]}", table_column=None),
+            TextColumn("[cyan]{task.fields[best]}"),
             console=console,
         )
-        self._best = _Best(objective, mode)
         self._task: TaskID | None = None
+        self._figure, self._mode, self._best = "", "min", math.inf
 
     def __enter__(self) -> LiveBar:
         self._progress.start()
@@ -114,26 +100,37 @@ class LiveBar(AbstractContextManager["LiveBar"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._finish_stage()
+        if error is None:
+            self._finish_stage()
         self._progress.stop()
 
-    def stage(self, text: str, trials: int | None = None) -> None:
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def stage(
+        self, text: str, trials: int | None = None, figure: str = "", mode: str = "min"
+    ) -> None:
         self._finish_stage()
         self._task = self._progress.add_task(text, total=trials, best="")
+        self._figure, self._mode, self._best = figure, mode, math.inf
 
     def trial_ended(self, row: Row) -> None:
-        self._best.see(row)
+        assert self._task is not None
         if row.failure:
-            self._progress.console.print(
-                f"[yellow]{escape(str(row.policy))}: {escape(row.failure)}"
-            )
-        if self._task is not None:
-            self._progress.update(self._task, advance=1, best=escape(str(self._best)))
+            self.note(f"{row.policy}: {row.failure}")
+        self._progress.update(self._task, advance=1)
+        value = _value(row, self._figure)
+        if value is not None and (value if self._mode == "min" else -value) < self._best:
+            self._best = value if self._mode == "min" else -value
+            best = f"best {self._figure} {value:.3f}: {escape(str(row.policy))}"
+            self._progress.update(self._task, best=best)
 
     def _finish_stage(self) -> None:
-        if self._task is None:
-            return
-        task = next(t for t in self._progress.tasks if t.id == self._task)
-        total = task.total or 1
-        self._progress.update(self._task, total=total, completed=total)
-        self._progress.stop_task(self._task)
+        if self._task is not None:
+            total = self._progress.tasks[self._task].total or 1
+            self._progress.update(self._task, total=total, completed=total)
+
+
+def _value(row: Row, figure: str) -> float | None:
+    value = row.figures.get(figure, math.nan)
+    return value if math.isfinite(value) else None

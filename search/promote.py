@@ -10,8 +10,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 
 from search.config import SearchConfig
-from search.explore import row_of_result, tuner
-from search.progress import Listener
+from search.explore import TrialEnded, row_of_result, tuner
 from search.results import FAILED, FINISHED, FullLength, Row
 from search.trainable import ProbeTrial
 from search.verdict import Candidate, Role
@@ -50,7 +49,7 @@ def promote(
     shared: dict[str, Any],
     chosen: Sequence[tuple[Policy, Role]],
     folder: Path,
-    listen: Listener,
+    trial_ended: TrialEnded,
 ) -> Promoted:
     """Trains every chosen policy with the same seeds to full length.
 
@@ -63,7 +62,7 @@ def promote(
         config,
         tune.with_parameters(ProbeTrial, **shared, epochs=promotion.epochs, read_test=True),
         folder=folder,
-        listen=listen,
+        trial_ended=trial_ended,
         epochs=promotion.epochs,
         param_space={
             "seed": tune.grid_search(list(range(first, first + promotion.seeds))),

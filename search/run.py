@@ -49,8 +49,8 @@ class SearchResult:
 def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
     """Runs the whole search and writes its folder.
 
-    Raises UserError before anything is written where `config` cannot work, and SearchFailedError where
-    every probe or every student failed; finished trials are in the folder all the same.
+    Raises UserError before anything is written where `config` cannot work, and SearchFailedError
+    where every probe or every student failed; finished trials are in the folder all the same.
     """
     folder.require_new()
     splits = load_splits(config.data)
@@ -59,27 +59,34 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
         space.params(scheme(name))  # a scheme outside the space is refused here
     with connected(config.cluster) as dashboard:
         if dashboard:
-            listen.stage(f"Ray dashboard: {dashboard}", trials=1)
-        listen.stage(f"teacher {config.teacher.network} on {splits.name}", trials=1)
+            listen.note(f"Ray dashboard: {dashboard}")
+        listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = cached_teacher(splits, config.teacher)
         made_by = _made_by(config, splits)
         folder.create(config.to_yaml(), made_by)
-        ledger = _Ledger(config, folder, made_by, listen)
+        ledger = _Ledger(config, folder, made_by)
         shared = {
             "splits": splits.to_arrays(),
             "teacher": to_arrays(teacher),
             "teacher_recipe": config.teacher,
             "student": config.student,
         }
-        listen.stage("probes", trials=config.search.trials)
-        rows = explore(config, shared, space, folder.tune / "search", ledger)
-        rows = ranked(rows, config.search.objective, config.search.mode)
+        objective, mode = config.search.objective, config.search.mode
+        listen.stage("probes", config.search.trials, objective, mode)
+
+        def trial_ended(row: Row) -> None:
+            ledger.add(row)
+            listen.trial_ended(row)
+
+        rows = explore(config, shared, space, folder.tune / "search", trial_ended)
+        rows = ranked(rows, objective, mode)
         ledger.write(rows)
         chosen = select(rows, config.promotion.top)
         if all(row.status == FAILED for row in rows):
             raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
-        listen.stage("promotion", trials=len(chosen) * config.promotion.seeds)
-        promoted = promote(config, shared, chosen, folder.tune / "promote", listen)
+        students = len(chosen) * config.promotion.seeds
+        listen.stage("promotion", students, "validation_accuracy", "max")
+        promoted = promote(config, shared, chosen, folder.tune / "promote", listen.trial_ended)
     if not promoted.candidates:
         raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
     verdict = decide(promoted.candidates)
@@ -114,27 +121,21 @@ def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list
 
 
 class _Ledger:
-    """Keeps policies.parquet current while probes end, and passes the news on."""
+    """Keeps policies.parquet current while probes end."""
 
-    def __init__(
-        self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any], listen: Listener
-    ) -> None:
-        self._config, self._folder, self._listen = config, folder, listen
+    def __init__(self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any]) -> None:
+        self._config, self._folder = config, folder
         self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in made_by.items()}
         self._metadata["config"] = config.to_yaml()
         self._rows: list[Row] = []
         self._written = -math.inf
 
-    def stage(self, text: str, trials: int | None = None) -> None:
-        self._listen.stage(text, trials)
-
-    def trial_ended(self, row: Row) -> None:
+    def add(self, row: Row) -> None:
         self._rows.append(row)
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
             search = self._config.search
             self.write(ranked(self._rows, search.objective, search.mode))
             self._written = time.monotonic()
-        self._listen.trial_ended(row)
 
     def write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
         metadata = self._metadata

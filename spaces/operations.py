@@ -27,6 +27,7 @@ class OperationKind:
     neutral: float | None = None
     strongest: float | None = None
     signed: bool = False
+    whole: bool = False  # the kernel rounds to whole units
 
     @property
     def has_magnitude(self) -> bool:
@@ -42,7 +43,8 @@ class OperationKind:
         """The magnitude at `strength`, from 0 (neutral) to 1 (strongest)."""
         assert self.neutral is not None and self.strongest is not None
         # Twelve digits are far finer than a pixel and keep files free of 0.30000000000000004.
-        return round(self.neutral + strength * (self.strongest - self.neutral), 12)
+        digits = 0 if self.whole else 12
+        return round(self.neutral + strength * (self.strongest - self.neutral), digits)
 
     def strength(self, magnitude: float) -> float:
         """The inverse of `at_strength`."""
@@ -65,7 +67,7 @@ OPERATIONS: dict[str, OperationKind] = {
         OperationKind("color", kernels.color, _CHANGE, 0.0, 0.99, signed=True),
         OperationKind("contrast", kernels.contrast, _CHANGE, 0.0, 0.99, signed=True),
         OperationKind("sharpness", kernels.sharpness, _CHANGE, 0.0, 0.99, signed=True),
-        OperationKind("posterize", kernels.posterize, "bits", 8.0, 2.0),
+        OperationKind("posterize", kernels.posterize, "bits", 8.0, 2.0, whole=True),
         OperationKind("solarize", kernels.solarize, "threshold", 256.0, 0.0),
         OperationKind("autocontrast", kernels.autocontrast),
         OperationKind("equalize", kernels.equalize),

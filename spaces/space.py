@@ -14,8 +14,10 @@ from spaces.operations import OPERATIONS, TRIVIAL_AUGMENT_OPERATIONS
 from spaces.policy import Chain, Mixing, Operation, Policy
 from spaces.schemes import SCHEMES, scheme
 
-COMPOSED = "composed"
 MAX_OPERATIONS = 3
+# One choice for both, so that a random candidate is composed three times out of four.
+SCHEME = "scheme"
+FORMS = (*(f"operations_{n}" for n in range(1, MAX_OPERATIONS + 1)), SCHEME)
 STEP = 0.1  # of strength and probability: finer differences drown in the spread over seeds
 _MIXINGS = ("none", "cutmix", "mixup")
 
@@ -24,8 +26,6 @@ class Trial(Protocol):
     """The part of optuna.Trial that the space needs; optuna itself stays outside this package."""
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any: ...
-
-    def suggest_int(self, name: str, low: int, high: int) -> int: ...
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float: ...
 
@@ -54,13 +54,13 @@ class PolicySpace:
 
     def suggest(self, trial: Trial) -> Policy:
         """The policy that `trial` stands for, without operations that change nothing."""
-        family = trial.suggest_categorical("family", [COMPOSED, *self.named])
-        if family == COMPOSED:
-            length = trial.suggest_int("length", 1, MAX_OPERATIONS)
-            operations = tuple(_operation(trial, position) for position in range(1, length + 1))
-            policy = Policy(chains=(Chain(operations=operations),))
+        form = trial.suggest_categorical("form", FORMS if self.named else FORMS[:-1])
+        if form == SCHEME:
+            policy = self.named[trial.suggest_categorical("scheme", list(self.named))]
         else:
-            policy = self.named[family]
+            positions = range(1, FORMS.index(form) + 2)
+            operations = tuple(_operation(trial, position) for position in positions)
+            policy = Policy(chains=(Chain(operations=operations),))
         mixing = trial.suggest_categorical("mixing", _MIXINGS)
         if mixing != "none" and policy.mixing is None:
             name = f"{policy.name}+{mixing}" if policy.name else None
@@ -89,7 +89,9 @@ class PolicySpace:
     def _as_named(self, policy: Policy) -> list[dict[str, Any]]:
         mixing = policy.mixing.name if policy.mixing else "none"
         return [
-            {"family": f, "mixing": m} for f in self.named for m in dict.fromkeys((mixing, "none"))
+            {"form": SCHEME, "scheme": name, "mixing": m}
+            for name in self.named
+            for m in dict.fromkeys((mixing, "none"))
         ]
 
 
@@ -112,7 +114,7 @@ def _as_composed(policy: Policy) -> list[dict[str, Any]]:
     operations = policy.chains[0].operations or (Operation(name="identity"),)
     if len(policy.chains) > 1 or policy.draws > 1 or len(operations) > MAX_OPERATIONS:
         return []
-    params: dict[str, Any] = {"family": COMPOSED, "length": len(operations)}
+    params: dict[str, Any] = {"form": FORMS[len(operations) - 1]}
     for position, operation in enumerate(operations, start=1):
         if operation.name not in TRIVIAL_AUGMENT_OPERATIONS:
             return []
@@ -138,9 +140,6 @@ class _Fixed:
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
         return self.params[name]
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        return int(self.params[name])
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
         return float(self.params[name])
