@@ -129,7 +129,7 @@ class ContextualMutualInformation(Metric):
         return result
 
 
-def teacher_stddev(probabilities: Sequence[Float[Tensor, "n k"]], window: int = 5) -> float:
+def teacher_stddev(probabilities: Sequence[Float[Tensor, "_ k"]], window: int = 5) -> float:
     """T.stddev of Wang et al., NeurIPS 2022 (arXiv 2012.02909); lower is better there.
 
     `probabilities` are batches in the order of training. Each window of `window` batches gives its

@@ -74,7 +74,7 @@ class EpochReport:
     validation_accuracy: float = _figure("higher", "fraction right on validation images")
     images_per_second: float = _figure("", "training images per second of training")
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, int | float]:
         return asdict(self)
 
 

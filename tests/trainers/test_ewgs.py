@@ -1,0 +1,112 @@
+"""EWGS against its published numbers, and its curvature against an exact Hessian."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.quantization.ewgs import EWGSLayer, ewgs_round, update_deltas
+
+DATA = json.loads((Path(__file__).parent.parent / "fixtures" / "ewgs.json").read_text())
+
+
+def double(values: object) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("case", DATA["cases"], ids=lambda c: f"L{c['levels']}-delta{c['delta']}")
+def test_rounding_and_its_gradient(case):
+    x = double(DATA["x"]).requires_grad_()
+    out = ewgs_round(x, case["levels"], double(case["delta"]))
+    out.backward(double(DATA["g"]))
+    torch.testing.assert_close(out, double(case["forward"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(x.grad, double(case["grad_in"]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("case", DATA["qconv"], ids=lambda c: f"L{c['levels']}-delta{c['delta']}")
+def test_a_quantized_convolution(case):
+    weight, bits = double(case["weight"]), int(math.log2(case["levels"]))
+    convolution = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, bias=False).double()
+    convolution.weight.data.copy_(weight)
+    layer = EWGSLayer(convolution, bits, bits).double()
+    x = double(case["x"]).requires_grad_()
+    layer.initialise(x.detach())
+    w, a = layer.weight_quantizer, layer.activation_quantizer
+    learned = {"lW": w.lower, "uW": w.upper, "lA": a.lower, "uA": a.upper}
+    learned["output_scale"] = layer.output_scale
+    for name, parameter in learned.items():
+        assert parameter.item() == pytest.approx(case["init"][name], abs=1e-6), name
+    w.delta.fill_(case["delta"])
+    a.delta.fill_(case["delta"])
+
+    out = layer(x)
+    out.backward(double(case["grad_out"]))
+
+    found = {"output": out, "grad_weight": convolution.weight.grad, "grad_x": x.grad}
+    found |= {f"grad_{name}": parameter.grad for name, parameter in learned.items()}
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, double(case[name]), atol=1e-6, rtol=0, msg=name)
+
+
+def two_layers() -> tuple[nn.Sequential, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    first, second = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)
+    model = nn.Sequential(EWGSLayer(first, 2, 2), nn.Tanh(), EWGSLayer(second, 2, 2)).double()
+    for parameter in (first.weight, second.weight):
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.rand(5, 3, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        model[0].initialise(x)
+        model[2].initialise(model[1](model[0](x)))
+    return model, x
+
+
+def exact_delta(of_tensor, tensor: torch.Tensor) -> float:
+    """max(0, (Tr H / N) / (3 std G)) with the whole Hessian."""
+    hessian = torch.autograd.functional.hessian(of_tensor, tensor)
+    gradient = torch.autograd.functional.jacobian(of_tensor, tensor)
+    trace = hessian.reshape(tensor.numel(), -1).trace() / tensor.numel()
+    return max(0.0, float(trace / (3 * gradient.std())))
+
+
+def test_deltas_agree_with_the_exact_hessian():
+    model, x = two_layers()
+    layer = model[2]
+    targets = torch.tensor([0, 1, 0, 1, 1])
+
+    def loss_from_output(output: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(3 * output, targets)
+
+    with torch.no_grad():
+        activation = layer.activation_quantizer(model[1](model[0](x)))
+        weight = 2 * (layer.weight_quantizer(layer.layer.weight) - 0.5)
+        scale = layer.output_scale.abs()
+    by_weight = exact_delta(lambda w: loss_from_output(scale * activation @ w.T), weight)
+    by_activation = exact_delta(lambda a: loss_from_output(scale * a @ weight.T), activation)
+    assert by_weight > 0
+    assert by_activation > 0
+
+    rng = torch.Generator().manual_seed(0)
+    update_deltas(model, [lambda: loss_from_output(model(x))], rng, draws=4000)
+
+    assert float(layer.weight_quantizer.delta) == pytest.approx(by_weight, rel=0.1)
+    assert float(layer.activation_quantizer.delta) == pytest.approx(by_activation, rel=0.1)
+
+
+def test_negative_curvature_leaves_a_straight_through_estimator():
+    model, x = two_layers()
+    rng = torch.Generator().manual_seed(0)
+    update_deltas(model, [lambda: -model(x).square().mean()], rng, draws=200)
+    assert float(model[2].weight_quantizer.delta) == 0
+
+
+def test_looking_at_the_curvature_leaves_no_traces():
+    model, x = two_layers()
+    before = model(x)
+    update_deltas(model, [lambda: model(x).square().mean()], torch.Generator(), draws=1)
+    assert model[0].discretized is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(model(x), before)  # delta acts on gradients only
