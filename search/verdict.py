@@ -120,12 +120,23 @@ def _sentence(winner: Candidate, differences: Sequence[Difference]) -> str:
         opening = f"No composed policy beat the controls: the scheme {winner.policy} is best"
     else:
         opening = f"{winner.policy} is best"
-    leads = "; ".join(map(_lead, differences))
+    leads = "; ".join(map(_lead, _worth_saying(differences)))
     return f"{opening} ({figures})" + (f": {leads}." if leads else ".")
 
 
+def _worth_saying(differences: Sequence[Difference]) -> list[Difference]:
+    """The lead over the strongest scheme and over no augmentation."""
+    schemes = [d for d in differences if d.control != "none"]
+    nearest = sorted(schemes, key=lambda d: d.validation)[:1]
+    return nearest + [d for d in differences if d.control == "none"]
+
+
 def _lead(difference: Difference) -> str:
-    noise = "" if difference.beyond_noise else ", within the noise of the seeds"
+    if not difference.beyond_noise:
+        noise = ", within the noise of the seeds"
+    else:
+        # The validation images chose the winner; the test images never saw the choice.
+        noise = "" if difference.test > 0 else ", not confirmed by the test images"
     points = signed_points(difference.validation, difference.validation_standard_error)
     test = signed_points(difference.test, difference.test_standard_error)
     return f"{points} points over {difference.control}{noise} (test {test})"

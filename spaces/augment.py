@@ -46,16 +46,17 @@ class PolicyAugment(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, "n c h w"],
-        labels: Int64[Tensor, " n"],
+        images: Tensor,
+        labels: Tensor,
         *,
         epoch: int | None = None,
         sample_ids: Int64[Tensor, " n"] | None = None,
     ) -> tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]:
-        """Returns new images and targets (N, num_classes) float32 whose rows sum to 1.
+        """Augments images (N, C, H, W) uint8, C 1 or 3, with labels (N,) int64.
 
-        Rows keep their order and the input is left as it is. Raises ValueError where images or
-        labels are not of the stated shape and type.
+        Returns new images and targets (N, num_classes) float32 whose rows sum to 1. Rows keep
+        their order and the input is left as it is. Raises ValueError where images or labels are
+        not of that shape and type (checked here: a user's loop runs no shape checker).
         """
         _check(images, labels, self.num_classes)
         ids = np.arange(len(images)) if sample_ids is None else sample_ids.numpy(force=True)

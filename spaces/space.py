@@ -7,7 +7,7 @@ probability_1, ...) rather than to operations: few of them, so that TPE learns f
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from spaces.errors import UserError
 from spaces.operations import OPERATIONS, TRIVIAL_AUGMENT_OPERATIONS
@@ -22,6 +22,7 @@ STEP = 0.1  # of strength and probability: finer differences drown in the spread
 _MIXINGS = ("none", "cutmix", "mixup")
 
 
+@runtime_checkable
 class Trial(Protocol):
     """The part of optuna.Trial that the space needs; optuna itself stays outside this package."""
 

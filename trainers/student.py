@@ -39,7 +39,7 @@ class StudentRecipe(BaseModel):
         int, Field(ge=1, description="augmented views of every image in one epoch")
     ] = 32
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
-    quantizer_learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    quantizer_learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     loss: DistillationLoss = DistillationLoss()
     curvature_every: Annotated[

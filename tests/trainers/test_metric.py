@@ -80,7 +80,9 @@ def test_equals_the_definition_written_out(classes, count, seed, soft):
         share = rng.beta(1, 1)
         t = share * t + (1 - share) * np.roll(t, 1, axis=0)
     targets = torch.tensor(t) if soft else torch.tensor(labels)
-    found = contextual_mutual_information(torch.tensor(logits), targets.float() if soft else targets)
+    found = contextual_mutual_information(
+        torch.tensor(logits), targets.float() if soft else targets
+    )
     cmi, divergence = by_definition(logits, t.astype(np.float32) if soft else t)
     assert found.cmi == pytest.approx(cmi, abs=1e-6)
     assert found.centroid_divergence == pytest.approx(divergence, abs=1e-6)

@@ -31,6 +31,7 @@ from trainers.teacher import (
 )
 
 QUICK = StudentRecipe(repeats=2, batch_size=8, learning_rate=4e-3, quantizer_learning_rate=4e-4)
+MIXED = scheme("trivial_augment+cutmix")
 TEACHER = TeacherRecipe(width=4, epochs=6)
 
 
@@ -47,7 +48,7 @@ def teacher(splits) -> nn.Module:
 @pytest.fixture
 def trainer(splits, teacher):
     def build(
-        policy: Policy = scheme("trivial_augment+cutmix"),
+        policy: Policy = MIXED,
         recipe: StudentRecipe = QUICK,
         epochs: int = 2,
         seed: int = 0,
@@ -157,7 +158,7 @@ def test_curvature_gives_gradients_their_scale(trainer):
 
 def test_a_loss_that_is_no_number_ends_training_with_a_reason(trainer):
     recipe = QUICK.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(DivergedError, match="in epoch [12]"):
+    with pytest.raises(DivergedError, match=r"in epoch [12]"):
         list(trainer(recipe=recipe, epochs=2).epochs())
 
 
