@@ -30,8 +30,10 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], where: str = "") ->
 
 def from_validation(error: ValidationError, model: type[BaseModel], where: str) -> UserError:
     """One sentence from pydantic's report: one error, its key and what would be right."""
-    # Where a value may be of several kinds, the deepest complaint is of the kind that was meant.
-    detail = max(error.errors(), key=lambda d: (d["type"] == "value_error", len(d["loc"])))
+    # A misspelt key explains the missing one, and where a value may be of several kinds the deepest
+    # complaint is of the kind that was meant.
+    telling = ("extra_forbidden", "value_error")
+    detail = max(error.errors(), key=lambda d: (d["type"] in telling, len(d["loc"])))
     if detail["type"] == "extra_forbidden":
         *parents, name = [part for part in detail["loc"] if isinstance(part, str)]
         valid = _fields_at(model, parents)

@@ -44,7 +44,7 @@ class StudentRecipe(BaseModel):
     loss: DistillationLoss = DistillationLoss()
     curvature_every: Annotated[
         int, Field(ge=0, description="epochs between updates of EWGS's delta; 0 leaves it at zero")
-    ] = 0
+    ] = 3
     curvature_draws: Annotated[int, Field(ge=1, le=50)] = 10
 
 

@@ -1,0 +1,96 @@
+"""A config is read strictly, and what is wrong in it is named."""
+
+import pytest
+import yaml
+
+from search.config import SearchConfig, load_config
+from spaces import UserError
+
+
+def test_without_a_file_the_embedded_search():
+    config = load_config()
+    assert config == SearchConfig()
+    assert config.data.name == "digits"
+    assert config.search.objective == "score"
+    assert config.search.mode == "min"
+
+
+def test_yaml_and_back(tmp_path):
+    path = tmp_path / "config.yaml"
+    changed = load_config(overrides=["search.trials=7", "student.quantization.weight_bits=4"])
+    path.write_text(changed.to_yaml())
+    assert load_config(path) == changed
+    assert yaml.safe_load(path.read_text())["promotion"]["seeds"] == 3
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing but defaults\n")
+    assert load_config(tmp_path / "empty.yaml") == SearchConfig()
+
+
+def test_overrides_are_yaml_values_in_order(tmp_path):
+    config = load_config(
+        overrides=[
+            "search.trials=5",
+            "search.trials=6",
+            "search.warm_start=[none, cutmix]",
+            "student.recipe.learning_rate=1e-2",
+            "cluster.concurrent_trials=null",
+            "search.objective=validation_accuracy",
+        ]
+    )
+    assert config.search.trials == 6
+    assert config.search.warm_start == ("none", "cutmix")
+    assert config.student.recipe.learning_rate == 0.01
+    assert config.search.mode == "max"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("search.trails=3", r"unknown key 'trails' .*did you mean 'trials'"),
+        ("serch.trials=3", "unknown key 'serch' .*did you mean 'search'"),
+        ("search.trials.more=3", "no key 'more', what is above it is a single value"),
+        ("search.trials", "give KEY.PATH=VALUE"),
+        ("search.trials=[", "is not YAML"),
+        ("search.trials=0", "search.trials: .*greater than or equal to 1, got 0"),
+        ("search.trials=many", "search.trials: .*integer"),
+        ("student.quantization.weight_bits=9", "weight_bits: .*less than or equal to 8, got 9"),
+        ("student.quantization.activation_bits=0", "activation_bits: .*equal to 1, got 0"),
+        ("search.objective=scor", "unknown objective 'scor': did you mean 'score'"),
+        ("search.warm_start=[cutmx]", "unknown scheme 'cutmx': did you mean 'cutmix'"),
+        ("teacher.policy={chains: []}", "teacher.policy.chains"),
+        ("search=3", "search: "),
+    ],
+)
+def test_wrong_overrides_are_named(override, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_config(overrides=[override])
+    assert f"--set {override}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("search: {trails: 3}", "unknown key under search 'trails' .*did you mean 'trials'"),
+        ("serch: {}", "unknown key 'serch' .*did you mean 'search'"),
+        ("student: {recipe: {loss: {temprature: 2}}}", "did you mean 'temperature'"),
+        ("teacher: {policy: {chains: [{operations: [{nam: x}]}]}}", "did you mean 'name'"),
+        ("- 1", "a config maps keys to values, got a list"),
+        ("search: [", "not YAML"),
+        ("promotion: {top: 0}", "promotion.top"),
+    ],
+)
+def test_wrong_files_are_named(text, sentence, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_config(path)
+    assert "wrong.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.yaml: cannot read the config: No such file"):
+        load_config(tmp_path / "nowhere.yaml")

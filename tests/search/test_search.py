@@ -1,0 +1,259 @@
+"""A real search on a real Ray cluster, on real digits, small enough for a minute."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from search.cluster import connected
+from search.config import ClusterConfig, SearchConfig, load_config
+from search.explore import PolicySearch
+from search.progress import Silence
+from search.results import FAILED, FINISHED, STOPPED
+from search.run import SearchFailedError, SearchResult, run_search
+from search.run_folder import RunFolder
+from spaces import PolicySpace, UserError, load_policy, scheme
+from trainers.student import FIGURES
+
+TINY = load_config(
+    overrides=[
+        "data.student_images=40",
+        "teacher={width: 4, epochs: 4}",
+        "student.recipe.repeats=2",
+        "student.recipe.batch_size=8",
+        "search.trials=10",
+        "search.probe_epochs=2",
+        "search.random_trials=8",
+        "promotion={top: 2, epochs: 2, seeds: 2}",
+    ]
+)
+
+
+def changed(*overrides: str, base: SearchConfig = TINY) -> SearchConfig:
+    content = base.model_dump(mode="json")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        section, name = key.split(".")
+        content[section][name] = json.loads(value)
+    return SearchConfig.model_validate(content)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local cluster for all tests of the module, in a folder of its own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AUGURY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _temp_dir=str(tmp_path_factory.mktemp("r", numbered=True)),
+    )
+    yield
+    ray.shutdown()
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    return run_search(TINY, RunFolder(tmp_path_factory.mktemp("runs") / "first"), Silence())
+
+
+def test_one_ranked_row_per_trial_asked_for(result):
+    table = pq.read_table(result.folder.policies)
+    assert table.num_rows == 10
+    assert table.column("rank").to_pylist() == list(range(1, 11))
+    assert table.column("status").to_pylist() == [FINISHED] * 10
+    objective = table.column("objective").to_pylist()
+    assert objective == sorted(objective)
+    assert objective == table.column("score").to_pylist()
+    assert len(set(table.column("trial_id").to_pylist())) == 10
+    assert len(set(table.column("policy_identity").to_pylist())) == 10
+    for name in FIGURES:
+        assert all(math.isfinite(value) for value in table.column(name).to_pylist()), name
+
+
+def test_the_schemes_were_asked_first(result):
+    names = {row.policy.name for row in result.rows}
+    assert set(TINY.search.warm_start) <= names
+
+
+def test_the_file_says_what_made_it(result):
+    metadata = pq.read_table(result.folder.policies).schema.metadata
+    found = {
+        key.decode().removeprefix("augury."): value.decode() for key, value in metadata.items()
+    }
+    assert found["schema_version"] == "1"
+    assert found["seed"] == "0"
+    assert found["objective"] == "score"
+    assert len(found["data_hash"]) == len(found["teacher_hash"]) == 16
+    assert {"augury", "torch", "ray", "optuna", "python"} <= set(json.loads(found["versions"]))
+    assert found["config"] == result.folder.config.read_text()
+    assert json.loads(found["verdict"])["sentence"] == result.verdict.sentence
+
+
+def test_the_folder_holds_config_policy_verdict_and_tunes_own_results(result):
+    folder = RunFolder.open(result.folder.path)
+    assert load_config(folder.config) == TINY
+    best = load_policy(folder.best_policy)
+    assert best.identity == result.verdict.winner.policy.identity
+    assert json.loads(folder.verdict.read_text())["winner_identity"] == best.identity
+    assert len(list(folder.tune.glob("search/*/result.json"))) == 10
+    assert len(list(folder.tune.glob("promote/*/result.json"))) == 2 * len(result.candidates)
+
+
+def test_the_best_and_the_controls_were_promoted_with_the_same_seeds(result):
+    promoted = {candidate.policy.identity for candidate in result.candidates}
+    assert {row.policy.identity for row in result.rows[:2]} <= promoted
+    assert scheme("none").identity in promoted
+    roles = [candidate.role for candidate in result.candidates]
+    assert roles.count("none") == 1
+    assert "scheme" in roles
+    for candidate in result.candidates:
+        assert [run.seed for run in candidate.runs] == [1, 2]
+    by_validation = max(c.validation_accuracy for c in result.candidates)
+    assert result.verdict.winner.validation_accuracy == by_validation
+    for row in result.rows:
+        assert bool(row.full_length) == (row.policy.identity in promoted)
+
+
+def test_the_same_policy_has_the_same_figures_in_another_search(result, tmp_path):
+    """Another order, other neighbours: the same score to the last digit."""
+    config = changed(
+        'search.warm_start=["mixup", "rand_augment", "none"]', "search.trials=3", "promotion.top=1"
+    )
+    again = run_search(config, RunFolder(tmp_path / "again"), Silence())
+    before = {row.policy.identity: row.figures for row in result.rows}
+    assert len(again.rows) == 3
+    for row in again.rows:
+        expected = dict(before[row.policy.identity], images_per_second=None)
+        assert dict(row.figures, images_per_second=None) == expected
+
+
+def test_asha_stops_probes_and_they_are_called_stopped(tmp_path):
+    config = changed('search.scheduler="asha"', "search.probe_epochs=3", "promotion.seeds=1")
+    result = run_search(config, RunFolder(tmp_path / "asha"), Silence())
+    statuses = [row.status for row in result.rows]
+    assert len(statuses) == 10
+    assert statuses.count(STOPPED) > 0
+    assert statuses.count(FINISHED) > 0
+    assert statuses == sorted(statuses)  # finished rank before stopped
+    stopped = {row.policy.identity for row in result.rows if row.status == STOPPED}
+    for candidate in result.candidates:
+        assert candidate.role != "candidate" or candidate.policy.identity not in stopped
+
+
+def test_students_that_diverge_are_failures_with_a_reason(tmp_path):
+    content = TINY.model_dump(mode="json")
+    content["student"]["recipe"]["learning_rate"] = 1e30
+    content["search"]["trials"] = 3
+    folder = RunFolder(tmp_path / "diverged")
+    with pytest.raises(SearchFailedError, match="every probe failed; the first: DivergedError"):
+        run_search(SearchConfig.model_validate(content), folder, Silence())
+    table = pq.read_table(folder.policies)
+    assert table.column("status").to_pylist() == [FAILED] * 3
+    assert all("no longer a finite number" in f for f in table.column("failure").to_pylist())
+
+
+def test_nothing_is_written_where_the_config_cannot_work(tmp_path):
+    with pytest.raises(UserError, match="validation split of 5 images misses class"):
+        run_search(changed("data.validation_images=5"), RunFolder(tmp_path / "run"), Silence())
+    with pytest.raises(UserError, match="cpus_per_trial"), connected(ClusterConfig()):
+        run_search(changed("cluster.cpus_per_trial=64"), RunFolder(tmp_path / "run"), Silence())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_that_can_hold_no_trial_is_refused():
+    config = ClusterConfig(gpus_per_trial=64)
+    with (
+        pytest.raises(UserError, match="gpus_per_trial: a trial asks for 64 GPU"),
+        connected(config),
+    ):
+        pass
+
+
+class TestWhatOptunaIsTold:
+    """The states in which trials enter the study, through Ray's own interface."""
+
+    @pytest.fixture
+    def search(self) -> PolicySearch:
+        return PolicySearch(TINY.search, PolicySpace(), epochs=2)
+
+    def states(self, search: PolicySearch) -> list[str]:
+        return [trial.state.name for trial in search._ot_study.get_trials()]
+
+    def test_a_full_trial_is_complete(self, search):
+        search.suggest("t")
+        search.on_trial_result("t", {"score": 2.0, "training_iteration": 1})
+        search.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
+        trial = search._ot_study.get_trials()[0]
+        assert trial.state.name == "COMPLETE"
+        assert trial.value == 1.0
+        assert trial.intermediate_values == {1: 2.0, 2: 1.0}
+
+    def test_a_stopped_trial_is_pruned_at_its_last_value(self, search):
+        search.suggest("t")
+        search.on_trial_complete("t", {"score": 3.0, "training_iteration": 1})
+        trial = search._ot_study.get_trials()[0]
+        assert trial.state.name == "PRUNED"
+        assert trial.value == 3.0
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_value_that_is_no_number_is_a_failure(self, search, value):
+        search.suggest("t")
+        search.on_trial_result("t", {"score": value, "training_iteration": 1})
+        search.on_trial_complete("t", {"score": value, "training_iteration": 2})
+        assert self.states(search)[0] == "FAIL"
+
+    def test_an_error_is_a_failure(self, search):
+        search.suggest("t")
+        search.on_trial_complete("t", None, error=True)
+        assert self.states(search)[0] == "FAIL"
+
+    def test_completion_counts_once(self, search):
+        search.suggest("t")
+        search.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
+        search.on_trial_complete("t", {"score": 9.0, "training_iteration": 2})
+        assert search._ot_study.get_trials()[0].value == 1.0
+
+    def test_no_policy_is_proposed_twice(self, search):
+        policies = []
+        for number in range(60):
+            config = search.suggest(str(number))
+            policies.append(config["policy"])
+            search.on_trial_complete(str(number), {"score": 0.1 * number, "training_iteration": 2})
+        assert len(set(policies)) == 60
+        values = [t.value for t in search._ot_study.get_trials() if t.state.name == "COMPLETE"]
+        assert all(math.isfinite(value) for value in values)
+
+    def test_the_same_seed_proposes_the_same_policies(self):
+        def proposals(seed: int) -> list[str]:
+            config = TINY.search.model_copy(update={"seed": seed})
+            search = PolicySearch(config, PolicySpace(), epochs=2)
+            found = []
+            for number in range(14):
+                found.append(search.suggest(str(number))["policy"])
+                search.on_trial_complete(
+                    str(number), {"score": math.sin(number), "training_iteration": 2}
+                )
+            return found
+
+        first = proposals(0)
+        assert first == proposals(0)
+        assert first[:7] == proposals(1)[:7]  # the schemes
+        assert first[7:] != proposals(1)[7:]
+
+    def test_it_travels_through_rays_own_save_and_restore(self, search, tmp_path: Path):
+        search.suggest("t")
+        search.save(str(tmp_path / "state"))
+        again = PolicySearch(TINY.search, PolicySpace(), epochs=2)
+        again.restore(str(tmp_path / "state"))
+        again.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
+        assert again._ot_study.get_trials()[0].value == 1.0
+        assert isinstance(again._ot_study.sampler, optuna.samplers.TPESampler)

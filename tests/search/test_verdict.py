@@ -1,0 +1,118 @@
+"""The verdict says who won and when that means nothing."""
+
+import pytest
+
+from search.results import FullLength
+from search.verdict import Candidate, decide
+from spaces import Chain, Operation, Policy, scheme
+
+COMPOSED = Policy(chains=(Chain(operations=(Operation(name="equalize"),)),))
+CUTMIX, MIXUP, NONE = scheme("cutmix"), scheme("mixup"), scheme("none")
+
+
+def candidate(
+    policy: Policy, role: str, validation: list[float], test: list[float] | None = None
+) -> Candidate:
+    test = test or validation
+    runs = [
+        FullLength(seed, v, 1 - v, t)
+        for seed, (v, t) in enumerate(zip(validation, test, strict=True))
+    ]
+    return Candidate(policy, role, tuple(runs))
+
+
+def test_a_clear_lead_is_said_with_its_differences():
+    verdict = decide(
+        [
+            candidate(NONE, "none", [0.90, 0.91, 0.90]),
+            candidate(COMPOSED, "candidate", [0.95, 0.96, 0.95]),
+            candidate(CUTMIX, "scheme", [0.92, 0.93, 0.91]),
+        ]
+    )
+    assert verdict.winner.policy == COMPOSED
+    assert verdict.sentence == (
+        "equalize is best (validation 95.3 ± 0.6 %, test 95.3 ± 0.6 %, 3 seeds): "
+        "+3.3 ± 0.3 points over cutmix (test +3.3 ± 0.3); "
+        "+5.0 ± 0.0 points over none (test +5.0 ± 0.0)."
+    )
+    assert all(difference.beyond_noise for difference in verdict.differences)
+
+
+def test_no_augmentation_can_win():
+    verdict = decide(
+        [candidate(COMPOSED, "candidate", [0.9, 0.9]), candidate(NONE, "none", [0.95, 0.96])]
+    )
+    assert verdict.sentence.startswith("No policy beat the control: no augmentation is best")
+
+
+def test_a_scheme_can_win():
+    verdict = decide(
+        [
+            candidate(COMPOSED, "candidate", [0.90, 0.90, 0.91]),
+            candidate(CUTMIX, "scheme", [0.95, 0.96, 0.95]),
+            candidate(NONE, "none", [0.90, 0.90, 0.91]),
+        ]
+    )
+    assert verdict.sentence.startswith(
+        "No composed policy beat the controls: the scheme cutmix is best"
+    )
+
+
+def test_a_lead_within_the_noise_is_called_that():
+    verdict = decide(
+        [
+            candidate(COMPOSED, "candidate", [0.95, 0.90, 0.93]),
+            candidate(NONE, "none", [0.92, 0.93, 0.92]),
+        ]
+    )
+    assert "within the noise of the seeds" in verdict.sentence
+    assert not verdict.differences[0].beyond_noise
+
+
+def test_a_lead_that_the_test_images_do_not_share_is_called_that():
+    verdict = decide(
+        [
+            candidate(COMPOSED, "candidate", [0.95, 0.96, 0.95], test=[0.90, 0.90, 0.91]),
+            candidate(NONE, "none", [0.92, 0.93, 0.92], test=[0.91, 0.91, 0.91]),
+        ]
+    )
+    assert verdict.winner.policy == COMPOSED  # validation decides all the same
+    assert "not confirmed by the test images" in verdict.sentence
+
+
+def test_one_seed_is_never_beyond_noise():
+    verdict = decide([candidate(COMPOSED, "candidate", [0.99]), candidate(NONE, "none", [0.5])])
+    assert not verdict.differences[0].beyond_noise
+    assert "1 seed)" in verdict.sentence
+
+
+def test_equal_accuracy_is_decided_by_loss():
+    worse = Candidate(COMPOSED, "candidate", (FullLength(0, 0.9, 0.4, 0.9),))
+    better = Candidate(NONE, "none", (FullLength(0, 0.9, 0.3, 0.9),))
+    assert decide([worse, better]).winner is better
+
+
+def test_differences_are_paired_over_the_seeds_that_both_have():
+    winner = Candidate(
+        COMPOSED, "candidate", tuple(FullLength(s, 0.9 + s / 100, 0.1, 0.9) for s in (1, 2, 3))
+    )
+    control = Candidate(NONE, "none", tuple(FullLength(s, 0.8, 0.2, 0.8) for s in (2, 3, 4)))
+    (difference,) = decide([winner, control]).differences
+    assert difference.seeds == 2
+    assert difference.validation == pytest.approx(0.125)
+    lost = Candidate(NONE, "none", (FullLength(9, 0.8, 0.2, 0.8),))
+    assert decide([winner, lost]).differences == ()
+
+
+def test_the_sentence_names_the_strongest_scheme_and_the_file_all_controls():
+    verdict = decide(
+        [
+            candidate(COMPOSED, "candidate", [0.95, 0.96]),
+            candidate(CUTMIX, "scheme", [0.93, 0.93]),
+            candidate(MIXUP, "scheme", [0.94, 0.94]),
+            candidate(NONE, "none", [0.9, 0.9]),
+        ]
+    )
+    assert "mixup" in verdict.sentence
+    assert "cutmix" not in verdict.sentence
+    assert [d["control"] for d in verdict.as_dict()["differences"]] == ["cutmix", "mixup", "none"]
