@@ -10,8 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from spaces.errors import UserError
-
 app = typer.Typer(
     help="Find the data augmentation under which a low-bit student ends up best.",
     no_args_is_help=True,
@@ -161,10 +159,13 @@ def _print_json(content: Any) -> None:
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 stopped."""
     try:
-        app()
-    except UserError as error:
-        _complain(str(error))
-        sys.exit(2)
+        from spaces.errors import UserError
+
+        try:
+            app()
+        except UserError as error:
+            _complain(str(error))
+            sys.exit(2)
     except ImportError as error:
         message = _taken_names()
         if message is None:

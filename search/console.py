@@ -98,4 +98,4 @@ def print_schemes() -> None:
 
 def _stdout() -> Console:
     # A pipe has no width of its own; 80 columns would fold policies that people read in logs.
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 132)
