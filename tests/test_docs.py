@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import typer.main
 
 from search.cli import app
 from search.config import load_config
+from search.results import to_table, write_parquet
 from spaces import scheme
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    lines = [line for _, code in blocks("console") for line in code.splitlines()]
+    joined = [code.replace("\\\n", " ") for _, code in blocks("console")]
+    lines = [line for code in joined for line in code.splitlines()]
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ augury")]
 
 
@@ -54,21 +55,17 @@ def test_the_documentation_shows_python_and_commands():
 @pytest.mark.parametrize("code", [code for _, code in blocks("python")])
 def test_python_in_the_documentation_runs(code, tmp_path):
     scheme("trivial_augment+cutmix").save(tmp_path / "best_policy.json")
+    write_parquet(to_table([], "score", {}), tmp_path / "runs" / "w4" / "policies.parquet")
     subprocess.run([sys.executable, "-W", "error", "-c", PREAMBLE + code], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_in_the_documentation_exist_with_their_options(line):
-    words = shlex.split(line, comments=True)[1:]
-    command = typer.main.get_command(app)
-    if words[0] in command.commands:
-        command = command.commands[words.pop(0)]
-    options = {name for parameter in command.params for name in parameter.opts}
-    for word in words:
-        if word.startswith("-"):
-            assert word.partition("=")[0] in options, line
-    overrides = [value for flag, value in pairwise(words) if flag == "--set"]
-    load_config(overrides=overrides)
-    for word in words:
-        if word.startswith("configs/"):
-            assert (ROOT / word).exists(), line
+def test_commands_in_the_documentation_parse(line):
+    """By the real parser, so that arguments and types count as well as names."""
+    name, *words = shlex.split(line, comments=True)[1:]
+    group = typer.main.get_command(app)
+    if name.startswith("-"):
+        assert name in {option for parameter in group.params for option in parameter.opts}
+        return
+    given = group.commands[name].make_context(name, words).params
+    load_config(given.get("config"), given.get("overrides") or ())
