@@ -73,12 +73,23 @@ def search(
     folder.require_new()
 
     from search.console import print_result, progress
-    from search.run import run_search
+    from search.results import read_parquet
+    from search.run import SearchFailedError, run_search
 
-    with progress(quiet=quiet) as listen:
-        result = run_search(settings, folder, listen)
+    try:
+        with progress(quiet=quiet) as listen:
+            result = run_search(settings, folder, listen)
+    except SearchFailedError as error:
+        _complain(f"{error}; what was found is in {folder.policies}")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        kept = folder.policies.exists()
+        _complain("stopped" + (f"; finished probes are in {folder.policies}" if kept else ""))
+        raise typer.Exit(130) from None
     if as_json:
-        _print_json({"run": str(folder.path), "verdict": result.verdict.as_dict()})
+        rows = read_parquet(folder.policies).to_pylist()
+        verdict = result.verdict.as_dict()
+        _print_json({"run": str(folder.path), "verdict": verdict, "policies": rows})
     else:
         print_result(result, settings)
 
@@ -173,7 +184,6 @@ def main() -> None:
         _complain(f"{message} ({error})")
         sys.exit(2)
     except KeyboardInterrupt:
-        _complain("stopped")
         sys.exit(130)
 
 

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from search.cluster import concurrent_trials
 from search.config import ExploreConfig, SearchConfig
 from search.results import FAILED, FINISHED, STOPPED, Row
-from search.trainable import ProbeTrial
+from search.trainable import ProbeTrial, Shared
 from spaces import PolicySpace, scheme
 from spaces.policy import policy_from_json
 from trainers.student import FIGURES
 
-MAX_REPEATED_PROPOSALS = 100
+REPEATED_PROPOSALS = 30  # of the sampler's, and ten times as many random ones
 TrialEnded = Callable[[Row], None]
 _NOT_PARAMS = {"policy", "seed", "cpus", "gpus"}
 
@@ -30,32 +32,35 @@ class PolicySearch(OptunaSearch):
 
     A trial stopped before its last epoch is told as pruned, not as complete; one without a finite
     value as failed, instead of running for ever; and a policy that was proposed before is not
-    proposed again: its twin gets the same answer at once.
+    proposed again.
     """
 
     def __init__(self, config: ExploreConfig, space: PolicySpace, epochs: int) -> None:
         self._epochs = epochs
-        self._answers: dict[str, float | None] = {}  # by policy identity; None while it runs
-        self._identities: dict[str, str] = {}  # of trials
+        self._proposed: set[str] = set()  # identities of policies
+        self._samplers = _tpe(config), optuna.samplers.RandomSampler(seed=config.seed)
         super().__init__(
             space=space,
             metric=config.objective,
             mode=config.mode,
             points_to_evaluate=[space.params(scheme(name)) for name in config.warm_start],
-            sampler=_sampler(config),
+            sampler=self._samplers[0],
         )
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        for _ in range(MAX_REPEATED_PROPOSALS):
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        sampler, random = self._samplers
+        attempts = [sampler] * REPEATED_PROPOSALS + [random] * (10 * REPEATED_PROPOSALS)
+        for self._study.sampler in attempts:
             config = super().suggest(trial_id)
             assert config is not None
             identity = policy_from_json(config["policy"]).identity
-            if identity not in self._answers:
-                self._answers[identity] = None
-                self._identities[trial_id] = identity
+            if identity not in self._proposed:
+                self._proposed.add(identity)
                 return config
-            self._tell(self._ot_trials.pop(trial_id), self._answers[identity], complete=True)
-        return None  # the space is exhausted as far as the sampler can see
+            # Failed trials are not learned from: telling the twin's value again would draw the
+            # sampler to where it has been.
+            self._study.tell(self._ot_trials.pop(trial_id), state=TrialState.FAIL)
+        return str(Searcher.FINISHED)  # None would make Tune ask for ever
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         value = result.get(self.metric, math.nan)
@@ -73,21 +78,20 @@ class PolicySearch(OptunaSearch):
         usable = not error and math.isfinite(value)
         if usable and step not in trial.storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, step)
-        self._answers[self._identities[trial_id]] = value if usable else None
-        self._tell(trial, value if usable else None, complete=step >= self._epochs)
-
-    def _tell(self, trial: optuna.Trial, value: float | None, *, complete: bool) -> None:
-        states = optuna.trial.TrialState
-        study: Any = self._ot_study
-        if value is None:
-            study.tell(trial, state=states.FAIL)
-        elif complete:
-            study.tell(trial, value)
+        if not usable:
+            self._study.tell(trial, state=TrialState.FAIL)
+        elif step >= self._epochs:
+            self._study.tell(trial, value)
         else:
-            study.tell(trial, state=states.PRUNED)  # with its last reported value
+            self._study.tell(trial, state=TrialState.PRUNED)  # with its last reported value
+
+    @property
+    def _study(self) -> optuna.Study:
+        study: Any = self._ot_study  # None only until the constructor is done
+        return study
 
 
-def _sampler(config: ExploreConfig) -> optuna.samplers.BaseSampler:
+def _tpe(config: ExploreConfig) -> optuna.samplers.BaseSampler:
     with warnings.catch_warnings():
         # Grouping is marked experimental; a conditional space needs it to be sampled jointly.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -113,34 +117,35 @@ def scheduler(config: ExploreConfig) -> TrialScheduler:
 
 def explore(
     config: SearchConfig,
-    shared: dict[str, Any],
+    shared: Shared,
     space: PolicySpace,
     folder: Path,
     trial_ended: TrialEnded,
 ) -> list[Row]:
     """Probes `config.search.trials` policies; returns a row for each, in no order.
 
-    `shared` is what all trials share, by reference into the object store (see ProbeTrial.setup).
     Tune's own results go to `folder`.
     """
-    search = config.search
+    search, epochs = config.search, config.search.probe_epochs
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     grid: Any = tuner(
         config,
-        tune.with_parameters(ProbeTrial, **shared, epochs=search.probe_epochs, read_test=False),
+        tune.with_parameters(
+            ProbeTrial, shared=shared, epochs=search.probe_epochs, read_test=False
+        ),
         folder=folder,
         trial_ended=trial_ended,
         epochs=search.probe_epochs,
         param_space={"seed": search.seed},
         tune_config={
-            "search_alg": PolicySearch(search, space, search.probe_epochs),
+            "search_alg": PolicySearch(search, space, epochs),
             "scheduler": scheduler(search),
             "num_samples": search.trials,
             "metric": search.objective,
             "mode": search.mode,
         },
     ).fit()
-    return [row_of_result(result, search.probe_epochs) for result in grid]
+    return [row_of_result(result, epochs) for result in grid]
 
 
 def tuner(

@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 from search.config import SearchConfig
 from search.explore import TrialEnded, row_of_result, tuner
 from search.results import FAILED, FINISHED, FullLength, Row
-from search.trainable import ProbeTrial
+from search.trainable import ProbeTrial, Shared
 from search.verdict import Candidate, Role
 from spaces import Policy, scheme
 from spaces.schemes import SCHEMES
@@ -46,7 +46,7 @@ def select(rows: Sequence[Row], top: int) -> list[tuple[Policy, Role]]:
 
 def promote(
     config: SearchConfig,
-    shared: dict[str, Any],
+    shared: Shared,
     chosen: Sequence[tuple[Policy, Role]],
     folder: Path,
     trial_ended: TrialEnded,
@@ -60,7 +60,7 @@ def promote(
     first = config.search.seed + 1
     grid: Any = tuner(
         config,
-        tune.with_parameters(ProbeTrial, **shared, epochs=promotion.epochs, read_test=True),
+        tune.with_parameters(ProbeTrial, shared=shared, epochs=promotion.epochs, read_test=True),
         folder=folder,
         trial_ended=trial_ended,
         epochs=promotion.epochs,

@@ -1,7 +1,6 @@
 """A search from its config to its verdict: data, teacher, probes, promotion, files."""
 
 import json
-import math
 import platform
 import time
 from collections.abc import Sequence
@@ -24,12 +23,11 @@ from search.results import (
     write_parquet,
 )
 from search.run_folder import RunFolder, write_text
+from search.trainable import Shared
 from search.verdict import Candidate, Verdict, decide
 from spaces import PolicySpace, scheme
 from trainers.datasets import ImageSplits, load_splits
-from trainers.teacher import cached_teacher, teacher_hash, to_arrays
-
-SECONDS_BETWEEN_WRITES = 2.0
+from trainers.teacher import cached_teacher, teacher_hash
 
 
 class SearchFailedError(Exception):
@@ -65,12 +63,7 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
         made_by = _made_by(config, splits)
         folder.create(config.to_yaml(), made_by)
         ledger = _Ledger(config, folder, made_by)
-        shared = {
-            "splits": splits.to_arrays(),
-            "teacher": to_arrays(teacher),
-            "teacher_recipe": config.teacher,
-            "student": config.student,
-        }
+        shared = Shared.put(config, splits, teacher)
         objective, mode = config.search.objective, config.search.mode
         listen.stage("probes", config.search.trials, objective, mode)
 
@@ -121,21 +114,18 @@ def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list
 
 
 class _Ledger:
-    """Keeps policies.parquet current while probes end."""
+    """Writes policies.parquet whenever a probe ends: whatever happens next, it is kept."""
 
     def __init__(self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any]) -> None:
         self._config, self._folder = config, folder
         self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in made_by.items()}
         self._metadata["config"] = config.to_yaml()
         self._rows: list[Row] = []
-        self._written = -math.inf
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
-        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            search = self._config.search
-            self.write(ranked(self._rows, search.objective, search.mode))
-            self._written = time.monotonic()
+        search = self._config.search
+        self.write(ranked(self._rows, search.objective, search.mode))
 
     def write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
         metadata = self._metadata

@@ -2,50 +2,62 @@
 
 import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from ray import tune
 from ray.tune import PlacementGroupFactory
+from torch import nn
 
-from search.config import StudentConfig
+from search.config import SearchConfig, StudentConfig
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
 from trainers.datasets import ImageSplits
 from trainers.student import FIGURES, DivergedError, EpochReport, StudentTrainer
-from trainers.teacher import TeacherRecipe, teacher_from_arrays
+from trainers.teacher import TeacherRecipe, teacher_from_arrays, to_arrays
 
 CHECKPOINT = "student.pt"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all students of a search share. Data and teacher lie once in the object store, for
+    probes and promotion alike, and every actor of a node maps the same memory."""
+
+    splits: ray.ObjectRef[dict[str, Any]]
+    teacher: ray.ObjectRef[dict[str, np.ndarray]]
+    teacher_recipe: TeacherRecipe
+    student: StudentConfig
+
+    @classmethod
+    def put(cls, config: SearchConfig, splits: ImageSplits, teacher: nn.Module) -> "Shared":
+        """Numpy rather than tensors: those are copied out of the store, arrays are mapped."""
+        arrays = ray.put(splits.to_arrays()), ray.put(to_arrays(teacher))
+        return cls(*arrays, config.teacher, config.student)
 
 
 class ProbeTrial(tune.Trainable):
     """Distils a student for `epochs` epochs under the policy in its config, a report per epoch.
 
-    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. What all trials share comes once
-    per actor through `setup`: numpy arrays in the object store, which a node holds once. A mistake
-    that will repeat itself, a diverging loss for example, is a result with `failure` set and no
-    figures; raising is left to the infrastructure, which Tune retries.
+    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. A mistake that will repeat itself,
+    a diverging loss for example, is a result with `failure` set and no figures; raising is left to
+    the infrastructure, which Tune retries.
     """
 
     def setup(  # type: ignore[override]
-        self,
-        config: dict[str, Any],
-        *,
-        splits: Mapping[str, Any],
-        teacher: Mapping[str, np.ndarray],
-        teacher_recipe: TeacherRecipe,
-        student: StudentConfig,
-        epochs: int,
-        read_test: bool,
+        self, config: dict[str, Any], *, shared: Shared, epochs: int, read_test: bool
     ) -> None:
         torch.set_num_threads(max(int(config["cpus"]), 1))
         self._device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
-        self._splits = ImageSplits.from_arrays(splits)
-        self._teacher = teacher_from_arrays(teacher, self._splits, teacher_recipe).to(self._device)
-        self._splits = self._splits.to(self._device)
-        self._student, self._total_epochs, self._read_test = student, epochs, read_test
+        splits, teacher = ray.get([shared.splits, shared.teacher])
+        self._splits = ImageSplits.from_arrays(splits).to(self._device)
+        self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
+        self._teacher.to(self._device)
+        self._student, self._total_epochs, self._read_test = shared.student, epochs, read_test
         self._trainer: StudentTrainer | None = None
 
     @classmethod

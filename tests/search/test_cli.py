@@ -109,6 +109,8 @@ def test_scores_rank_policies_with_the_teacher_alone(augury, tmp_path):
     assert by_name["mine.json"] == by_name["trivial_augment"]
     assert by_name["cutmix"]["cmi"] > by_name["none"]["cmi"]
     assert by_name["none"]["images"] == 3600
+    again = augury("score", "none", "cutmix", "mine.json", "trivial_augment", "--json", *TINY)
+    assert again.stdout == done.stdout  # to the last digit, from another process
     table = augury("score", "none", "cutmix", "--quiet", *TINY)
     assert "T.stddev" in table.stdout
     assert table.stderr == ""

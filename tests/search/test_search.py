@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,6 +181,24 @@ def test_a_machine_that_can_hold_no_trial_is_refused():
         pass
 
 
+def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
+    """Pressed once, in a process of its own, as soon as one probe is in the table."""
+    (tmp_path / "tiny.yaml").write_text(changed("search.trials=200").to_yaml())
+    command = [Path(sys.executable).parent / "augury", "search", "tiny.yaml", "--run", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("2/200"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "stopped; finished probes are in" in rest
+    assert "Traceback" not in rest
+    table = pq.read_table(tmp_path / "run" / "policies.parquet")
+    assert 2 <= table.num_rows < 200
+    assert set(table.column("status").to_pylist()) == {FINISHED}
+
+
 class TestWhatOptunaIsTold:
     """The states in which trials enter the study, through Ray's own interface."""
 
@@ -231,6 +252,16 @@ class TestWhatOptunaIsTold:
         assert len(set(policies)) == 60
         values = [t.value for t in search._ot_study.get_trials() if t.state.name == "COMPLETE"]
         assert all(math.isfinite(value) for value in values)
+
+    def test_a_sampler_that_repeats_itself_gives_way_to_random_proposals(self, search):
+        class Stubborn(optuna.samplers.RandomSampler):
+            def sample_independent(self, study, trial, name, distribution):
+                return {"form": "operations_1", "operation_1": "identity", "mixing": "none"}[name]
+
+        search._samplers = Stubborn(), search._samplers[1]
+        policies = {search.suggest(str(number))["policy"] for number in range(12)}
+        assert len(policies) == 12
+        assert self.states(search).count("FAIL") > 0
 
     def test_the_same_seed_proposes_the_same_policies(self):
         def proposals(seed: int) -> list[str]:

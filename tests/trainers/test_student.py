@@ -1,5 +1,6 @@
 """The training loop, on real digits and a real teacher, small enough for seconds."""
 
+import json
 import math
 
 import pytest
@@ -104,6 +105,15 @@ def test_the_same_seed_gives_the_same_student_to_the_last_bit(trainer):
     first, second = trainer(), trainer()
     assert figures(list(first.epochs())) == figures(list(second.epochs()))
     assert_equal_weights(first, second)
+
+
+def test_the_learning_curve_is_the_one_on_file(trainer, fixtures):
+    """A refactoring must not move it. Processors differ in the last digits, hence the tolerance;
+    a change that is meant to move it renews the file with the figures of the failure."""
+    found = figures(list(trainer().epochs()))
+    golden = json.loads((fixtures / "learning_curve.json").read_text())
+    for epoch, expected in zip(found, golden, strict=True):
+        assert epoch == pytest.approx(expected, rel=0.02, abs=0.02), json.dumps(found)
 
 
 def test_another_seed_gives_another_student(trainer):

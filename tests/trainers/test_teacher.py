@@ -1,0 +1,126 @@
+"""The teacher: the same from the same recipe, kept under the name of all that made it."""
+
+import pytest
+import torch
+
+from spaces import scheme
+from trainers.datasets import DataConfig, ImageSplits, load_splits
+from trainers.teacher import (
+    TeacherRecipe,
+    accuracy,
+    cache_folder,
+    cached_teacher,
+    teacher_hash,
+    train_teacher,
+)
+
+QUICK = TeacherRecipe(width=4, epochs=1, batch_size=64, learning_rate=4e-3)
+
+
+@pytest.fixture(scope="module")
+def splits() -> ImageSplits:
+    return load_splits(DataConfig(image_size=8, train_images=300, validation_images=100))
+
+
+def assert_equal_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    for (name, left), right in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(left, right), name
+
+
+def test_the_same_recipe_trains_the_same_teacher_and_another_seed_another(splits):
+    first, again = train_teacher(splits, QUICK), train_teacher(splits, QUICK)
+    assert_equal_weights(first, again)
+    other = train_teacher(splits, QUICK.model_copy(update={"seed": 1}))
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+def test_training_leaves_the_global_generator_and_the_data_alone(splits):
+    state, content = torch.random.get_rng_state(), splits.content_hash
+    train_teacher(splits, QUICK)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert splits.content_hash == content
+
+
+def test_more_epochs_teach_more(splits):
+    recipes = [QUICK, QUICK.model_copy(update={"epochs": 12, "policy": scheme("none")})]
+    short, long = (accuracy(train_teacher(splits, r), splits, splits.validation) for r in recipes)
+    assert long > short
+    assert long > 0.6
+
+
+def test_a_teacher_is_frozen_and_in_eval_mode(splits):
+    teacher = train_teacher(splits, QUICK)
+    assert not teacher.training
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"network": "resnet20"},
+        {"width": 5},
+        {"epochs": 2},
+        {"batch_size": 32},
+        {"learning_rate": 1e-3},
+        {"weight_decay": 0.0},
+        {"policy": scheme("mixup")},
+        {"seed": 7},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_part_of_the_recipe_is_in_the_hash(splits, change):
+    assert set(change) <= set(TeacherRecipe.model_fields)
+    assert teacher_hash(splits, QUICK.model_copy(update=change)) != teacher_hash(splits, QUICK)
+
+
+def test_the_data_is_in_the_hash(splits):
+    other = load_splits(DataConfig(image_size=8, train_images=301, validation_images=100))
+    assert teacher_hash(other, QUICK) != teacher_hash(splits, QUICK)
+    assert teacher_hash(splits, QUICK) == teacher_hash(splits, TeacherRecipe(**dict(QUICK)))
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.delenv("AUGURY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "augury"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "augury"
+
+
+def test_what_is_kept_is_weights_alone_and_is_what_comes_back(splits, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path))
+    trained = cached_teacher(splits, QUICK)
+    (file,) = (tmp_path / "teachers").iterdir()
+    state = torch.load(file, weights_only=True)
+    assert set(state) == set(trained.state_dict())
+    # Were the teacher trained anew, the file's own weights would not come back.
+    torch.save({name: tensor + 1 for name, tensor in state.items()}, file)
+    again = cached_teacher(splits, QUICK)
+    assert torch.equal(again.classifier.weight, trained.classifier.weight + 1)
+
+
+def test_a_file_that_holds_more_than_weights_is_not_executed(splits, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path))
+    file = tmp_path / "teachers" / f"{teacher_hash(splits, QUICK)}.pt"
+    file.parent.mkdir()
+    trap = tmp_path / "trap"
+    torch.save(Trap(str(trap)), file)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        cached_teacher(splits, QUICK)
+    assert not trap.exists()
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        import os
+
+        return os.mkdir, (self.path,)
