@@ -130,12 +130,10 @@ def explore(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     grid: Any = tuner(
         config,
-        tune.with_parameters(
-            ProbeTrial, shared=shared, epochs=search.probe_epochs, read_test=False
-        ),
+        tune.with_parameters(ProbeTrial, shared=shared, epochs=epochs, read_test=False),
         folder=folder,
         trial_ended=trial_ended,
-        epochs=search.probe_epochs,
+        epochs=epochs,
         param_space={"seed": search.seed},
         tune_config={
             "search_alg": PolicySearch(search, space, epochs),

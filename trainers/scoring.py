@@ -9,6 +9,7 @@ from spaces.policy import Policy
 from trainers.batches import augmented_batches
 from trainers.datasets import ImageSplits
 from trainers.metric import ContextualMutualInformation, TeacherStddev
+from trainers.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class PolicyScore:
     images: int
 
 
+@one_thread()
 @torch.no_grad()
 def score(
     policy: Policy,

@@ -22,6 +22,7 @@ from spaces.policy import Chain, Mixing, Operation, Policy, Range
 from trainers.batches import augmented_batches, steps_per_epoch
 from trainers.datasets import ImageSplits, Labelled, as_tensor
 from trainers.models import NetworkName, build_network
+from trainers.threads import one_thread
 
 MILD_AFFINE_CUTMIX = Policy(
     name="mild_affine+cutmix",
@@ -55,6 +56,7 @@ class TeacherRecipe(BaseModel):
     seed: int = 0
 
 
+@one_thread()
 def train_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
     """Trains on all training images; returns the network in eval mode."""
     model = _fresh(splits, recipe)

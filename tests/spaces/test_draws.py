@@ -125,3 +125,24 @@ def test_no_draw_touches_the_generators_of_torch_and_numpy():
     drawn(scheme("rand_augment+cutmix"), count=32)
     assert torch.equal(torch.random.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def boxes(count: int) -> np.ndarray:
+    """Which pixels CutMix pasted into the first of two images, (count, 64, 64), at any lambda."""
+    images = torch.stack([torch.zeros(1, 64, 64), torch.full((1, 64, 64), 255.0)]).to(torch.uint8)
+    augment, labels = scheme("cutmix").augmenter(2), torch.arange(2)
+    return np.stack([augment(images, labels)[0][0, 0].numpy() == 255 for _ in range(count)])
+
+
+def test_boxes_of_cutmix_have_the_area_and_the_places_of_the_paper():
+    pasted = boxes(1500)
+    # A box of side s = sqrt(1 - lambda), density 2 s, cut at the border, covers s - s^2/4 of each
+    # axis on average over uniform centres: E[(s - s^2/4)^2] = 1/2 - 1/5 + 1/48 of the area.
+    assert pasted.mean() == pytest.approx(1 / 2 - 1 / 5 + 1 / 48, abs=0.03)
+    held = pasted[pasted.any(axis=(1, 2))]
+    rows, columns = held.any(axis=2), held.any(axis=1)
+    assert np.array_equal(held, rows[:, :, None] & columns[:, None, :])  # each a rectangle
+    middle = [(side * np.arange(64)).sum(axis=1) / side.sum(axis=1) for side in (rows, columns)]
+    assert abs(stats.pearsonr(*middle).statistic) < 0.1
+    for places in middle:
+        assert np.mean(places) == pytest.approx(31.5, abs=1.5)

@@ -1,5 +1,7 @@
 """The teacher: the same from the same recipe, kept under the name of all that made it."""
 
+import os
+
 import pytest
 import torch
 
@@ -121,6 +123,4 @@ class Trap:
         self.path = path
 
     def __reduce__(self) -> tuple:
-        import os
-
         return os.mkdir, (self.path,)
