@@ -75,8 +75,23 @@ OPERATIONS: dict[str, OperationKind] = {
     )
 }
 
-# What a search composes chains from; `invert` is AutoAugment's alone.
-TRIVIAL_AUGMENT_OPERATIONS: tuple[str, ...] = tuple(n for n in OPERATIONS if n != "invert")
+# The paper's fourteen, and what a search composes chains from.
+TRIVIAL_AUGMENT_OPERATIONS: tuple[str, ...] = (
+    "identity",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+)
 
 
 def operation_kind(name: str) -> OperationKind:

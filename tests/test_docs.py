@@ -34,9 +34,10 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def commands() -> list[str]:
-    joined = [code.replace("\\\n", " ") for _, code in blocks("console")]
+    joined = [code.replace("\\\n", " ") for _, code in blocks("console") + blocks("sh")]
     lines = [line for code in joined for line in code.splitlines()]
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ augury")]
+    lines = [line.removeprefix("$ ") for line in lines]
+    return [line for line in lines if line.startswith("augury ")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -7,9 +7,9 @@ from torch import nn
 
 from spaces.policy import Policy
 from trainers.batches import augmented_batches
+from trainers.contexts import eval_mode, one_thread
 from trainers.datasets import ImageSplits
 from trainers.metric import ContextualMutualInformation, TeacherStddev
-from trainers.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,14 @@ def score(
     """The metric of `policy` on every training image, `repeats` augmented views of each."""
     augment = policy.augmenter(splits.num_classes, seed)
     information, stddev, images = ContextualMutualInformation(), TeacherStddev(), 0
-    for batch, targets in augmented_batches(
-        splits.train, augment, batch_size=batch_size, repeats=repeats, seed=seed, epoch=0
-    ):
-        logits = teacher(splits.normalise(batch))
-        information.update(logits, targets)
-        stddev.update(logits)
-        images += len(targets)
+    with eval_mode(teacher):
+        for batch, targets in augmented_batches(
+            splits.train, augment, batch_size=batch_size, repeats=repeats, seed=seed, epoch=0
+        ):
+            logits = teacher(splits.normalise(batch))
+            information.update(logits, targets)
+            stddev.update(logits)
+            images += len(targets)
     found = information.compute()
     return PolicyScore(
         score=found.score,

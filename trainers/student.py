@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from spaces import Policy, randomness
 from trainers.batches import augmented_batches, steps_per_epoch
+from trainers.contexts import eval_mode
 from trainers.datasets import ImageSplits, Labelled
 from trainers.distillation import DistillationLoss, kd_loss
 from trainers.metric import ContextualMutualInformation, TeacherStddev
@@ -190,8 +191,7 @@ class StudentTrainer:
         started = time.perf_counter()
         self.student.train()
         for inputs, targets in self._batches(self.epochs_done):
-            with torch.no_grad():
-                teacher = self.teacher(inputs)
+            teacher = self._teach(inputs)
             logits = self.student(inputs)
             loss = self.recipe.loss(logits, teacher, targets)
             self.optimizer.zero_grad(set_to_none=True)
@@ -205,7 +205,8 @@ class StudentTrainer:
             sums += torch.tensor([float(loss.detach()), float(kd), 1.0]) * len(targets)
         seconds = time.perf_counter() - started
         total_loss, total_kd, images = sums.tolist()
-        if not math.isfinite(total_loss):
+        validation = self._validate(total_kd / images)
+        if not all(map(math.isfinite, (total_loss, *validation.values()))):
             raise DivergedError(
                 f"the loss is no longer a finite number in epoch {self.epochs_done + 1}"
             )
@@ -223,8 +224,14 @@ class StudentTrainer:
             training_loss=total_loss / images,
             kd_training=total_kd / images,
             images_per_second=images / seconds,
-            **self._validate(total_kd / images),
+            **validation,
         )
+
+    @torch.no_grad()
+    def _teach(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        with eval_mode(self.teacher):
+            logits: Tensor = self.teacher(inputs)
+        return logits
 
     def _validate(self, kd_training: float) -> dict[str, float]:
         labels = self.splits.validation.labels
@@ -240,12 +247,9 @@ class StudentTrainer:
     @torch.no_grad()
     def _logits(self, model: nn.Module, part: Labelled) -> Float[Tensor, "n k"]:
         """The logits of all images of `part`, in eval mode, without augmentation."""
-        training = model.training
-        model.eval()
         chunks = part.images.split(EVALUATION_BATCH)
-        logits = torch.cat([model(self.splits.normalise(chunk)) for chunk in chunks])
-        model.train(training)
-        return logits
+        with eval_mode(model):
+            return torch.cat([model(self.splits.normalise(chunk)) for chunk in chunks])
 
     def _update_curvature(self) -> None:
         """EWGS's delta from three batches of the coming epoch."""
@@ -254,16 +258,14 @@ class StudentTrainer:
         ]
 
         def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-            with torch.no_grad():
-                teacher = self.teacher(inputs)
-            return self.recipe.loss(self.student(inputs), teacher, targets)
+            return self.recipe.loss(self.student(inputs), self._teach(inputs), targets)
 
         rng = torch.Generator().manual_seed(
             randomness.key(self.seed, self.epochs_done, "curvature") % 2**63
         )
-        self.student.eval()  # so that the extra batches leave the normalisation statistics alone
         losses = [lambda batch=batch: loss_of(*batch) for batch in batches]
-        update_deltas(self.student, losses, rng, self.recipe.curvature_draws)
+        with eval_mode(self.student):
+            update_deltas(self.student, losses, rng, self.recipe.curvature_draws)
 
 
 def _accuracy(logits: Float[Tensor, "n k"], labels: Tensor) -> float:

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from spaces.atomic_write import atomic_write
 from spaces.policy import Chain, Mixing, Operation, Policy, Range
 from trainers.batches import augmented_batches, steps_per_epoch
+from trainers.contexts import eval_mode, one_thread
 from trainers.datasets import ImageSplits, Labelled, as_tensor
 from trainers.models import NetworkName, build_network
-from trainers.threads import one_thread
 
 MILD_AFFINE_CUTMIX = Policy(
     name="mild_affine+cutmix",
@@ -139,5 +139,6 @@ def cached_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
 @torch.no_grad()
 def accuracy(model: nn.Module, splits: ImageSplits, part: Labelled) -> float:
     """Fraction of the images of `part` that `model` names rightly."""
-    logits: Tensor = model(splits.normalise(part.images))
+    with eval_mode(model):
+        logits: Tensor = model(splits.normalise(part.images))
     return float((logits.argmax(dim=1) == part.labels).double().mean())

