@@ -36,6 +36,7 @@ def from_validation(error: ValidationError, model: type[BaseModel], where: str) 
     detail = max(error.errors(), key=lambda d: (d["type"] in telling, len(d["loc"])))
     if detail["type"] == "extra_forbidden":
         *parents, name = [part for part in detail["loc"] if isinstance(part, str)]
+        parents = [parent for parent in parents if _is_key(parent)]
         valid = _fields_at(model, parents)
         scope = ".".join(parents)
         return unknown_name(f"key under {scope}" if scope else "key", name, valid, where)
@@ -45,12 +46,17 @@ def from_validation(error: ValidationError, model: type[BaseModel], where: str) 
 def _sentence(detail: ErrorDetails) -> str:
     # The names of union members are pydantic's, not the user's: keep what the user wrote.
     key = ".".join(
-        str(part) for part in detail["loc"] if not (isinstance(part, str) and part[:1].isupper())
+        str(part) for part in detail["loc"] if not isinstance(part, str) or _is_key(part)
     ).removesuffix(".float")
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
     return f"{key}: {message}{got}" if key else f"{message}{got}"
+
+
+def _is_key(part: str) -> bool:
+    """Whether the user wrote it, unlike `Range` or `function-after[_ordered(), Range]`."""
+    return part.isidentifier() and not part[:1].isupper()
 
 
 def _fields_at(model: type[BaseModel], parents: list[str]) -> list[str]:

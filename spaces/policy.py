@@ -25,6 +25,7 @@ VERSION: Literal[1] = 1
 Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Side = Annotated[int, Field(strict=True, ge=1)]
 
 
 class Frozen(BaseModel):
@@ -36,7 +37,7 @@ class Range(Frozen):
 
     low: Finite
     high: Finite
-    bins: Annotated[int, Field(ge=2, le=256)] = 31
+    bins: Annotated[int, Field(strict=True, ge=2, le=256)] = 31
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -130,11 +131,11 @@ class Policy(Frozen):
     version: Literal[1] = 1
     name: str | None = None
     chains: Annotated[tuple[Chain, ...], Field(min_length=1)] = (Chain(),)
-    draws: Annotated[int, Field(ge=1, le=8)] = 1
+    draws: Annotated[int, Field(strict=True, ge=1, le=8)] = 1
     mixing: Mixing | None = None
     interpolation: Literal["nearest", "bilinear"] = "nearest"
-    fill: Annotated[int, Field(ge=0, le=255)] = 0
-    image_size: tuple[int, int] | None = None
+    fill: Annotated[int, Field(strict=True, ge=0, le=255)] = 0
+    image_size: tuple[Side, Side] | None = None
 
     @property
     def identity(self) -> str:
@@ -181,11 +182,11 @@ def policy_from_json(text: str, where: str = "policy") -> Policy:
     """The policy that `text` holds; raises UserError in one sentence that begins with `where`."""
     try:
         content: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers too long, nesting too deep
         raise UserError(f"{where}: not JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{where}: a policy is a JSON object, got {type(content).__name__}")
-    if content.get("version") != VERSION:
+    if type(content.get("version")) is not int or content["version"] != VERSION:
         raise UserError(
             f"{where}: version {content.get('version')!r} is not known, this Augury reads {VERSION}"
         )

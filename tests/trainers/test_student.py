@@ -214,4 +214,4 @@ def test_a_teacher_through_arrays_is_the_same_teacher(splits, teacher):
     for array in arrays.values():
         array.setflags(write=False)
     again = teacher_from_arrays(arrays, splits, TEACHER)
-    assert accuracy(again, splits, splits.test) == accuracy(teacher, splits, splits.test) > 0.5
+    assert accuracy(again, splits, splits.test) == accuracy(teacher, splits, splits.test) > 0.3

@@ -63,7 +63,7 @@ class Discretizer(nn.Module):
         with torch.no_grad():
             self.lower.fill_(lower)
             # A tensor without spread (a dead layer) still needs a step that is not zero.
-            self.upper.fill_(max(upper, lower + 1e-6))
+            self.upper.fill_(max(upper, lower + 1e-6 * max(1.0, abs(lower))))
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         unit = ((x - self.lower) / (self.upper - self.lower)).clamp(0, 1)
