@@ -184,7 +184,10 @@ def test_a_machine_that_can_hold_no_trial_is_refused():
 def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
     """Pressed once, in a process of its own, as soon as one probe is in the table."""
     (tmp_path / "tiny.yaml").write_text(changed("search.trials=200").to_yaml())
-    command = [Path(sys.executable).parent / "augury", "search", "tiny.yaml", "--run", "run"]
+    # A test run that was started in the background ignores the signal, and so would its children.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    code += "from search.cli import main; main()"
+    command = [sys.executable, "-c", code, "search", "tiny.yaml", "--run", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("2/200"):
