@@ -46,7 +46,7 @@ class StudentRecipe(BaseModel):
     curvature_every: Annotated[
         int, Field(ge=0, description="epochs between updates of EWGS's delta; 0 leaves it at zero")
     ] = 3
-    curvature_draws: Annotated[int, Field(ge=1, le=50)] = 10
+    curvature_draws: Annotated[int, Field(ge=1, le=50)] = 5
 
 
 def _figure(better: str, meaning: str) -> Any:
