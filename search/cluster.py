@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ import ray
 
 from search.config import ClusterConfig
 from spaces.errors import UserError
+
+SECONDS_TO_ANSWER = 10
 
 
 @contextmanager
@@ -42,6 +45,7 @@ def connected(config: ClusterConfig) -> Iterator[str | None]:
 
 def _connect(config: ClusterConfig) -> None:
     local = config.address == "local"
+    _require_answer(config.address)
     try:
         ray.init(
             address=config.address,
@@ -51,6 +55,17 @@ def _connect(config: ClusterConfig) -> None:
         )
     except (ConnectionError, ValueError) as error:
         raise UserError(f"cluster.address: no Ray cluster at {config.address!r}: {error}") from None
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would go on knocking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"cluster.address: nothing answers at {address!r}: {error}") from None
 
 
 def _require_room(config: ClusterConfig) -> None:

@@ -202,6 +202,16 @@ def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
     assert set(table.column("status").to_pylist()) == {FINISHED}
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "127.0.0.1:port", "no.such.host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_refused_at_once(address, tmp_path):
+    command = [Path(sys.executable).parent / "augury", "search", "--run", "run"]
+    command += ["--set", f"cluster.address={address}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"cluster.address: nothing answers at '{address}'" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 class TestWhatOptunaIsTold:
     """The states in which trials enter the study, through Ray's own interface."""
 
