@@ -160,6 +160,8 @@ def export(table: pa.Table, path: Path) -> None:
     ending = path.suffix.lower()
     if ending not in (".parquet", ".csv", ".json"):
         raise UserError(f"{path}: export writes .parquet, .csv or .json, got {ending or 'none'!r}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to")
     with atomic_write(path) as temporary:
         if ending == ".parquet":
             pq.write_table(table, temporary)

@@ -1,6 +1,7 @@
 """Every path of a run, so that writer, export and documentation cannot disagree."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ class RunFolder:
             raise UserError(
                 f"{self.path} exists and is not a run of Augury: name a new folder with --run"
             )
+        existing = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UserError(f"{self.path} cannot be made: {existing} is no folder to write to")
 
     def create(self, config_yaml: str, made_by: dict[str, Any]) -> None:
         """Lays out the folder; `made_by` goes into the marker."""

@@ -112,6 +112,8 @@ def test_export_by_ending(table, tmp_path):
     with pytest.raises(UserError, match=r"writes .parquet, .csv or .json, got '.xlsx'"):
         export(table, tmp_path / "p.xlsx")
     assert not (tmp_path / "p.xlsx").exists()
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere to write to"):
+        export(table, tmp_path / "nowhere" / "p.csv")
 
 
 def test_a_run_folder_is_made_once_and_opened_again(tmp_path):
@@ -138,6 +140,12 @@ def test_folders_that_are_no_run_are_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"format": "augury-run", "version": 9}')
     with pytest.raises(UserError, match="version 9 is not known"):
         RunFolder.open(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is no folder to write to"):
+        RunFolder(tmp_path / "file" / "run").require_new()
 
 
 def test_an_empty_folder_can_hold_a_run(tmp_path):
