@@ -28,7 +28,8 @@ Ids = npt.NDArray[np.int64]
 class PolicyAugment(nn.Module):
     """Applies `policy` to batches: uint8 images in, uint8 images and soft targets out.
 
-    Called with `epoch` and `sample_ids`, the result depends on (seed, epoch, sample id) alone.
+    Called with `epoch` and `sample_ids`, what the operations do to an image depends on (seed,
+    epoch, sample id) alone; a mixing depends on the batch too, whose images it mixes.
     Called without, every call draws anew and the sequence of calls repeats itself from the same
     seed; in a DataLoader worker the worker's own seed, which torch renews per epoch, takes the
     place of `seed`.

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +113,7 @@ def teacher_hash(splits: ImageSplits, recipe: TeacherRecipe) -> str:
         "recipe": recipe.model_dump(mode="json"),
         "data": splits.content_hash,
         "torch": torch.__version__,
+        "augury": version("augury"),
     }
     text = json.dumps(made_by, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
