@@ -1,7 +1,7 @@
 """Files appear whole or not at all: written beside, synced, renamed."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +16,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    temporary.touch(exist_ok=False)  # not mkstemp, whose files nobody else may read
     try:
         yield temporary
-        # mkstemp makes files private; a result is for everyone that the folder is for.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)

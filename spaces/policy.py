@@ -10,7 +10,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError, from_validation
@@ -137,6 +144,13 @@ class Policy(Frozen):
     fill: Annotated[int, Field(strict=True, ge=0, le=255)] = 0
     image_size: tuple[Side, Side] | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _writable(cls, name: str | None) -> str | None:
+        if name is not None and not name.isprintable():  # half a surrogate cannot even be saved
+            raise ValueError(f"a name is printable text, got {name!r}")
+        return name
+
     @property
     def identity(self) -> str:
         """Sixteen hex digits of what is done: equal for policies that differ in name only."""
@@ -181,7 +195,7 @@ class Policy(Frozen):
 def policy_from_json(text: str, where: str = "policy") -> Policy:
     """The policy that `text` holds; raises UserError in one sentence that begins with `where`."""
     try:
-        content: Any = json.loads(text)
+        content: Any = json.loads(text, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:  # also numbers too long, nesting too deep
         raise UserError(f"{where}: not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -194,6 +208,16 @@ def policy_from_json(text: str, where: str = "policy") -> Policy:
         return Policy.model_validate(content)
     except ValidationError as error:
         raise from_validation(error, Policy, where) from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is there twice, JSON readers keep one or the other."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} is there twice")
+    return content
 
 
 def load_policy(path: Path | str) -> Policy:

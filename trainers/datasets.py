@@ -75,7 +75,7 @@ class ImageSplits:
         for part in PARTS:
             for tensor in getattr(self, part):
                 digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.numpy().tobytes())
+                digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
@@ -93,7 +93,7 @@ class ImageSplits:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for part in PARTS:
             images, labels = fields[part]
-            fields[part] = images.numpy(), labels.numpy()
+            fields[part] = images.cpu().numpy(), labels.cpu().numpy()
         return fields
 
     @classmethod

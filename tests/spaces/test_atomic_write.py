@@ -1,9 +1,12 @@
 """Files appear whole or not at all, also for those who are reading and writing at that moment."""
 
+import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
+
+import pytest
 
 from spaces.atomic_write import atomic_write
 
@@ -11,6 +14,31 @@ from spaces.atomic_write import atomic_write
 def write(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(text)
+
+
+def test_a_failure_in_mid_write_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "result"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half of the ne")
+            raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_is_as_readable_as_any_other(tmp_path):
+    ordinary = tmp_path / "ordinary"
+    ordinary.write_text("")
+    with atomic_write(tmp_path / "new" / "result") as temporary:
+        temporary.write_text("all of it")
+    path = tmp_path / "new" / "result"
+    assert path.read_text() == "all of it"
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
 
 
 def test_who_has_the_old_file_open_reads_the_old_file_to_its_end(tmp_path):
@@ -61,3 +89,5 @@ def test_a_writer_killed_in_the_middle_of_a_large_file_leaves_the_old_one(tmp_pa
     (left,) = set(tmp_path.iterdir()) - {path}
     assert left.name.startswith(".result.")
     assert left.suffix == ".tmp"
+    write(path, "newer")  # what the dead writer left is in nobody's way
+    assert path.read_text() == "newer"

@@ -38,7 +38,7 @@ MIXINGS = st.builds(
 )
 POLICIES = st.builds(
     Policy,
-    name=st.none() | st.text(max_size=8),
+    name=st.none() | st.text(max_size=8).filter(str.isprintable),
     chains=st.lists(CHAINS, min_size=1, max_size=4).map(tuple),
     draws=st.integers(1, 3),
     mixing=st.none() | MIXINGS,

@@ -87,6 +87,8 @@ def test_any_json_at_all_is_refused_in_a_sentence_or_read(content):
         {"image_size": [0, -5]},
         {"image_size": [16]},
         {"image_size": [16, 16, 3]},
+        {"name": "two\nlines"},
+        {"name": "half of a surrogate pair \ud83d"},
     ],
     ids=str,
 )
@@ -140,6 +142,12 @@ def test_what_is_no_json_is_called_so(text):
     assert "not JSON" in found
     assert "\n" not in found
     assert len(found) < 300
+
+
+def test_a_key_that_is_there_twice_is_refused():
+    found = sentence_or_policy('{"version": 1, "draws": 1, "fill": 0, "draws": 2}')
+    assert isinstance(found, str)
+    assert "'draws' is there twice" in found
 
 
 def test_a_policy_that_does_nothing_is_one_policy_however_it_is_written():
