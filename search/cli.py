@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Everything heavy is imported inside the commands."""
 
 import json
+import math
 import sys
 import time
 from importlib.metadata import packages_distributions, version
@@ -120,7 +121,9 @@ def score(
     from trainers.scoring import score as score_policy
     from trainers.teacher import cached_teacher
 
-    candidates = [load_policy(p) if p.endswith(".json") else scheme(p) for p in policies]
+    candidates = [
+        load_policy(p) if p.endswith(".json") or Path(p).is_file() else scheme(p) for p in policies
+    ]
     splits = load_splits(settings.data)
     with progress(quiet=quiet) as listen:
         listen.stage(f"teacher {settings.teacher.network} on {splits.name}")
@@ -164,7 +167,16 @@ def schemes(as_json: Json = False) -> None:
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    """`content` with null for numbers that JSON does not know."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def _require_answer(address: str) -> None:
     if not colon:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(f"cluster.address: nothing answers at {address!r}: {error}") from None
 

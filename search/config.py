@@ -1,13 +1,15 @@
 """A search as data: composed from the parts that the rooms own, read from YAML, strict."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from spaces.errors import UserError, from_validation, unknown_name
+from spaces.frozen import Frozen
 from spaces.schemes import SCHEMES, scheme
 from trainers.datasets import DataConfig
 from trainers.quantization import QuantizationSpec
@@ -15,32 +17,29 @@ from trainers.student import OBJECTIVES, StudentRecipe
 from trainers.teacher import TeacherRecipe
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class StudentConfig(Section):
+class StudentConfig(Frozen):
     """What is distilled and how; the same for probes and full-length runs but for the epochs."""
 
     quantization: QuantizationSpec = QuantizationSpec()
     recipe: StudentRecipe = StudentRecipe()
 
 
-class AshaConfig(Section):
+class AshaConfig(Frozen):
     """ASHA stops probes whose objective lags behind (Li et al., MLSys 2020, arXiv 1810.05934)."""
 
     grace_period: Annotated[int, Field(ge=1, description="epochs that no probe is denied")] = 1
     reduction_factor: Annotated[int, Field(ge=2, description="one in this many goes on")] = 3
 
 
-class ExploreConfig(Section):
+class ExploreConfig(Frozen):
     """How policies are proposed and probed."""
 
     trials: Annotated[int, Field(ge=1)] = 24
     probe_epochs: Annotated[int, Field(ge=1)] = 3
     objective: str = "score"
     warm_start: Annotated[
-        tuple[str, ...], Field(description="schemes that are asked first, in this order")
+        tuple[str, ...],
+        Field(strict=False, description="schemes that are asked first, in this order"),
     ] = tuple(SCHEMES)
     random_trials: Annotated[
         int, Field(ge=0, description="finished trials, warm start included, before TPE takes over")
@@ -71,7 +70,7 @@ class ExploreConfig(Section):
         return "min" if OBJECTIVES[self.objective] == "min" else "max"
 
 
-class PromotionConfig(Section):
+class PromotionConfig(Frozen):
     """Which policies are trained to full length, for how long and how often."""
 
     top: Annotated[int, Field(ge=1, description="best policies, beside the controls")] = 3
@@ -79,7 +78,7 @@ class PromotionConfig(Section):
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
 
 
-class ClusterConfig(Section):
+class ClusterConfig(Frozen):
     """Where trials run: on this machine, or on the Ray cluster at `address`."""
 
     address: Annotated[str, Field(description="local, auto or HOST:PORT")] = "local"
@@ -91,7 +90,7 @@ class ClusterConfig(Section):
     dashboard: Annotated[bool, Field(description="Ray's dashboard on a local cluster")] = True
 
 
-class SearchConfig(Section):
+class SearchConfig(Frozen):
     """Everything that a search depends on. The defaults are the embedded search on digits."""
 
     data: DataConfig = DataConfig()
@@ -119,12 +118,33 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Sear
     return config
 
 
+# Beside its own errors, the reader passes on those of dates and numbers that are none.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML, where a key that is there twice is a mistake and not the last one's victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = [key for index, key in enumerate(keys) if key in keys[:index]]
+        if repeated:
+            raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 takes 1e-3 for a text.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot read the config: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not YAML: {reason}") from None
     if content is None:
@@ -140,8 +160,8 @@ def _overridden(config: SearchConfig, override: str) -> SearchConfig:
     if not equals:
         raise UserError(f"{where}: give KEY.PATH=VALUE, for example search.trials=50")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, _UniqueKeys)
+    except _NOT_YAML:
         raise UserError(f"{where}: the value {text!r} is not YAML") from None
     content = config.model_dump(mode="json")
     section: Any = content
@@ -159,6 +179,7 @@ def _overridden(config: SearchConfig, override: str) -> SearchConfig:
 
 def _require_key(section: Any, key: str, where: str) -> None:
     if not isinstance(section, dict):
-        raise UserError(f"{where}: there is no key {key!r}, what is above it is a single value")
+        kind = "a list, which is set as a whole" if isinstance(section, list) else "a single value"
+        raise UserError(f"{where}: there is no key {key!r}, what is above it is {kind}")
     if key not in section:
         raise unknown_name("key", key, section, where)

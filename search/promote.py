@@ -28,10 +28,10 @@ class Promoted:
     failures: tuple[str, ...]
 
 
-def select(rows: Sequence[Row], top: int) -> list[tuple[Policy, Role]]:
-    """The best `top` of the ranked `rows` that ran to their end, then the controls that are not
-    among them: no augmentation, and the best named scheme."""
-    finished = [row.policy for row in rows if row.status == FINISHED]
+def select(rows: Sequence[Row], top: int, objective: str) -> list[tuple[Policy, Role]]:
+    """The best `top` of the ranked `rows` that ran to their end with an objective, then the
+    controls that are not among them: no augmentation, and the best named scheme."""
+    finished = [row.policy for row in rows if row.status == FINISHED and row.has(objective)]
     schemes = {s.policy.identity for s in SCHEMES.values()} - {NONE.identity}
     best_scheme = [policy for policy in finished if policy.identity in schemes][:1]
     chosen = {p.identity: p for p in (*finished[:top], *best_scheme, NONE)}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
-from spaces.policy import Policy, policy_from_json
+from spaces.policy import Policy
 from trainers.student import FIGURES
 
 SCHEMA_VERSION = 1
@@ -45,6 +45,10 @@ class Row:
     failure: str | None = None
     full_length: tuple[FullLength, ...] = ()
 
+    def has(self, figure: str) -> bool:
+        """Whether the trial reported a number for `figure`."""
+        return math.isfinite(self.figures.get(figure, math.nan))
+
 
 _FULL_COLUMNS = [
     f"full_{figure}_{statistic}"
@@ -64,7 +68,7 @@ SCHEMA = pa.schema(
         *(pa.field(name, pa.int32() if name == "epoch" else pa.float64()) for name in FIGURES),
         pa.field("seconds", pa.float64()),
         pa.field("failure", pa.string()),
-        pa.field("full_seeds", pa.list_(pa.int32()), nullable=False),
+        pa.field("full_seeds", pa.list_(pa.int64()), nullable=False),
         *(pa.field(name, pa.float64()) for name in _FULL_COLUMNS),
     ]
 )
@@ -74,10 +78,11 @@ def ranked(rows: Iterable[Row], objective: str, mode: str) -> list[Row]:
     """Finished trials by objective, then stopped ones, then those without a value."""
     order = {FINISHED: 0, STOPPED: 1, FAILED: 2, CONTROL: 3}
 
-    def key(row: Row) -> tuple[int, float, str]:
+    def key(row: Row) -> tuple[bool, int, float, str]:
         value = row.figures.get(objective, math.nan)
-        lower_first = value if mode == "min" else -value
-        return order[row.status], lower_first if math.isfinite(value) else math.inf, row.trial_id
+        known = math.isfinite(value)
+        lower_first = (value if mode == "min" else -value) if known else 0.0
+        return not known, order[row.status], lower_first, row.trial_id
 
     return sorted(rows, key=key)
 
@@ -150,11 +155,6 @@ def read_parquet(path: Path) -> pa.Table:
     return table
 
 
-def policies(table: pa.Table) -> list[Policy]:
-    """The policies of a table, best first."""
-    return [policy_from_json(text) for text in table.column("policy_json").to_pylist()]
-
-
 def export(table: pa.Table, path: Path) -> None:
     """Writes the table as its ending says: .parquet, .csv or .json (a list of records)."""
     ending = path.suffix.lower()
@@ -162,6 +162,13 @@ def export(table: pa.Table, path: Path) -> None:
         raise UserError(f"{path}: export writes .parquet, .csv or .json, got {ending or 'none'!r}")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to")
+    try:
+        _write(table, path, ending)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _write(table: pa.Table, path: Path, ending: str) -> None:
     with atomic_write(path) as temporary:
         if ending == ".parquet":
             pq.write_table(table, temporary)

@@ -12,7 +12,7 @@ from search.cluster import connected
 from search.config import SearchConfig
 from search.explore import explore
 from search.progress import Listener
-from search.promote import promote, select
+from search.promote import Promoted, promote, select
 from search.results import (
     CONTROL,
     FAILED,
@@ -64,30 +64,45 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
         folder.create(config.to_yaml(), made_by)
         ledger = _Ledger(config, folder, made_by)
         shared = Shared.put(config, splits, teacher)
-        objective, mode = config.search.objective, config.search.mode
-        listen.stage("probes", config.search.trials, objective, mode)
-
-        def trial_ended(row: Row) -> None:
-            ledger.add(row)
-            listen.trial_ended(row)
-
-        rows = explore(config, shared, space, folder.tune / "search", trial_ended)
-        rows = ranked(rows, objective, mode)
-        ledger.write(rows)
-        chosen = select(rows, config.promotion.top)
-        if all(row.status == FAILED for row in rows):
-            raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
-        students = len(chosen) * config.promotion.seeds
-        listen.stage("promotion", students, "validation_accuracy", "max")
-        promoted = promote(config, shared, chosen, folder.tune / "promote", listen.trial_ended)
-    if not promoted.candidates:
-        raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
-    verdict = decide(promoted.candidates)
+        rows = _probe(config, shared, space, ledger, listen)
+        promoted = _promote(config, shared, rows, folder, listen)
+    verdict = decide(promoted.candidates, promoted.failures)
     rows = _with_promoted(rows, promoted.candidates)
     ledger.write(rows, verdict)
     write_text(folder.verdict, json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False) + "\n")
     verdict.winner.policy.save(folder.best_policy)
     return SearchResult(folder, rows, promoted.candidates, verdict)
+
+
+def _probe(
+    config: SearchConfig, shared: Shared, space: PolicySpace, ledger: "_Ledger", listen: Listener
+) -> list[Row]:
+    """The rows of all probes, ranked, each in the ledger as soon as it ended."""
+    objective, mode = config.search.objective, config.search.mode
+    listen.stage("probes", config.search.trials, objective, mode)
+
+    def trial_ended(row: Row) -> None:
+        ledger.add(row)
+        listen.trial_ended(row)
+
+    folder = ledger.folder.tune / "search"
+    rows = ranked(explore(config, shared, space, folder, trial_ended), objective, mode)
+    ledger.write(rows)
+    if all(row.status == FAILED for row in rows):
+        raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
+    return rows
+
+
+def _promote(
+    config: SearchConfig, shared: Shared, rows: Sequence[Row], folder: RunFolder, listen: Listener
+) -> Promoted:
+    chosen = select(rows, config.promotion.top, config.search.objective)
+    students = len(chosen) * config.promotion.seeds
+    listen.stage("promotion", students, "validation_accuracy", "max")
+    promoted = promote(config, shared, chosen, folder.tune / "promote", listen.trial_ended)
+    if not promoted.candidates:
+        raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
+    return promoted
 
 
 def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
@@ -117,7 +132,7 @@ class _Ledger:
     """Writes policies.parquet whenever a probe ends: whatever happens next, it is kept."""
 
     def __init__(self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any]) -> None:
-        self._config, self._folder = config, folder
+        self._config, self.folder = config, folder
         self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in made_by.items()}
         self._metadata["config"] = config.to_yaml()
         self._rows: list[Row] = []
@@ -132,4 +147,4 @@ class _Ledger:
         if verdict is not None:
             metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
         table = to_table(rows, self._config.search.objective, metadata)
-        write_parquet(table, self._folder.policies)
+        write_parquet(table, self.folder.policies)

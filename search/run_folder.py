@@ -50,6 +50,14 @@ class RunFolder:
 
     def require_new(self) -> None:
         """Raises UserError unless a run may be written here; writes nothing."""
+        try:
+            self._require_new()
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise UserError(f"{self.path} cannot be made: {error.strerror}") from None
+
+    def _require_new(self) -> None:
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(f"{self.path} is a link to nowhere: name a new folder with --run")
         if self.marker.exists():
             raise UserError(f"{self.path} holds a run already: name another folder with --run")
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -74,7 +82,7 @@ class RunFolder:
         folder = cls(path)
         try:
             marker = json.loads(folder.marker.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise UserError(
                 f"{folder.path} is not a run: it holds no readable {folder.marker.name}"
             ) from None

@@ -42,23 +42,28 @@ class Difference:
     validation_standard_error: float | None  # None with fewer than two seeds
     test: float
     test_standard_error: float | None
+    rivals: int  # whom the winner was the best of
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the validation difference is above zero in a one-sided paired t-test."""
+        """Whether the validation difference is above zero in a one-sided paired t-test, at a level
+        divided by the number of rivals (Bonferroni): the best of many has had luck."""
         if self.validation_standard_error is None:
             return False
-        threshold = stats.t.ppf(CONFIDENCE, self.seeds - 1) * self.validation_standard_error
+        level = 1 - (1 - CONFIDENCE) / self.rivals
+        threshold = stats.t.ppf(level, self.seeds - 1) * self.validation_standard_error
         return bool(self.validation > threshold)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The winner by validation, its lead over each control, and both in a sentence."""
+    """The winner by validation, its lead over each control, and both in a sentence. `lost` says
+    which students did not reach their end, and why."""
 
     winner: Candidate
     differences: tuple[Difference, ...]
     sentence: str
+    lost: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -66,6 +71,7 @@ class Verdict:
             "winner": str(self.winner.policy),
             "winner_identity": self.winner.policy.identity,
             "winner_role": self.winner.role,
+            "lost_students": list(self.lost),
             "differences": [
                 vars(difference) | {"beyond_noise": difference.beyond_noise}
                 for difference in self.differences
@@ -73,23 +79,30 @@ class Verdict:
         }
 
 
-def decide(candidates: Sequence[Candidate]) -> Verdict:
+def decide(candidates: Sequence[Candidate], lost: Sequence[str] = ()) -> Verdict:
     """The candidate of the best mean validation accuracy; equal ones by validation loss.
 
-    Test figures are reported and decide nothing. Needs at least one candidate.
+    Only those with the most seeds can win: one that lost its students on hard seeds would. Test
+    figures are reported and decide nothing. Needs at least one candidate; `lost` are failures of
+    students to report.
     """
-    winner = min(candidates, key=lambda c: (-c.validation_accuracy, c.validation_loss))
+    most = max(len(c.runs) for c in candidates)
+    whole = [c for c in candidates if len(c.runs) == most]
+    winner = min(whole, key=lambda c: (-c.validation_accuracy, c.validation_loss))
     controls = [c for c in candidates if c.role != "candidate" and c is not winner]
     seeds = {run.seed for run in winner.runs}
     differences = tuple(
-        _difference(winner, control)
+        _difference(winner, control, rivals=len(candidates) - 1)
         for control in controls
         if seeds & {run.seed for run in control.runs}
     )
-    return Verdict(winner, differences, _sentence(winner, differences))
+    sentence = _sentence(winner, differences)
+    if lost:
+        sentence += f" {len(lost)} student{'s' * (len(lost) > 1)} did not reach the end."
+    return Verdict(winner, differences, sentence, tuple(lost))
 
 
-def _difference(winner: Candidate, control: Candidate) -> Difference:
+def _difference(winner: Candidate, control: Candidate, rivals: int) -> Difference:
     of_control = {run.seed: run for run in control.runs}
     pairs = [(run, of_control[run.seed]) for run in winner.runs if run.seed in of_control]
     validation = [a.validation_accuracy - b.validation_accuracy for a, b in pairs]
@@ -101,6 +114,7 @@ def _difference(winner: Candidate, control: Candidate) -> Difference:
         validation_standard_error=_standard_error(validation),
         test=fmean(test),
         test_standard_error=_standard_error(test),
+        rivals=rivals,
     )
 
 
@@ -121,7 +135,7 @@ def _sentence(winner: Candidate, differences: Sequence[Difference]) -> str:
     else:
         opening = f"{winner.policy} is best"
     leads = "; ".join(map(_lead, _worth_saying(differences)))
-    return f"{opening} ({figures})" + (f": {leads}." if leads else ".")
+    return f"{opening} ({figures}): {leads or 'there was no control to compare it with'}."
 
 
 def _worth_saying(differences: Sequence[Difference]) -> list[Difference]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -43,14 +44,28 @@ def from_validation(error: ValidationError, model: type[BaseModel], where: str) 
     return UserError(f"{where}: {_sentence(detail)}")
 
 
+# What YAML and JSON call what pydantic has Python's words for.
+_PLAIN_WORDS = {
+    "model_type": "should be a mapping of keys to values",
+    "dict_type": "should be a mapping of keys to values",
+    "tuple_type": "should be a list",
+}
+_LAST_WORDS = reprlib.Repr()  # a sentence holds no list of ten thousand
+_LAST_WORDS.maxother = _LAST_WORDS.maxstring = 60
+
+
 def _sentence(detail: ErrorDetails) -> str:
     # The names of union members are pydantic's, not the user's: keep what the user wrote.
     key = ".".join(
         str(part) for part in detail["loc"] if not isinstance(part, str) or _is_key(part)
     ).removesuffix(".float")
     message = detail["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    got = "" if detail["type"] in ("missing", "value_error") else f", got {detail['input']!r}"
+    message = _PLAIN_WORDS.get(detail["type"], message[:1].lower() + message[1:])
+    got = (
+        ""
+        if detail["type"] in ("missing", "value_error")
+        else f", got {_LAST_WORDS.repr(detail['input'])}"
+    )
     return f"{key}: {message}{got}" if key else f"{message}{got}"
 
 

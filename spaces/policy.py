@@ -10,17 +10,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError, from_validation
+from spaces.frozen import Frozen
 from spaces.operations import OPERATIONS, OperationKind, operation_kind
 
 if TYPE_CHECKING:
@@ -28,23 +22,17 @@ if TYPE_CHECKING:
 
 VERSION: Literal[1] = 1
 
-# Strict: JSON's true is not 1. An int where a float is wanted is fine.
-Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Side = Annotated[int, Field(strict=True, ge=1)]
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, le=1e9)]
+Side = Annotated[int, Field(ge=1)]
 
 
 class Range(Frozen):
     """A magnitude drawn per image, uniformly from `bins` evenly spaced values, ends included."""
 
-    low: Finite
-    high: Finite
-    bins: Annotated[int, Field(strict=True, ge=2, le=256)] = 31
+    low: float
+    high: float
+    bins: Annotated[int, Field(ge=2, le=256)] = 31
 
     @model_validator(mode="after")
     def _ordered(self) -> "Range":
@@ -57,7 +45,7 @@ class Operation(Frozen):
     """One step of a chain: applied to an image with `probability`, at `magnitude`."""
 
     name: str
-    magnitude: Finite | Range | None = None
+    magnitude: float | Range | None = None
     probability: Probability = 1.0
 
     @model_validator(mode="after")
@@ -109,7 +97,7 @@ class Operation(Frozen):
 class Chain(Frozen):
     """Operations one after the other; chosen with a probability proportional to `weight`."""
 
-    operations: tuple[Operation, ...] = ()
+    operations: Annotated[tuple[Operation, ...], Field(strict=False)] = ()
     weight: Positive = 1.0
 
     def __str__(self) -> str:
@@ -137,12 +125,12 @@ class Policy(Frozen):
 
     version: Literal[1] = 1
     name: str | None = None
-    chains: Annotated[tuple[Chain, ...], Field(min_length=1)] = (Chain(),)
-    draws: Annotated[int, Field(strict=True, ge=1, le=8)] = 1
+    chains: Annotated[tuple[Chain, ...], Field(strict=False, min_length=1)] = (Chain(),)
+    draws: Annotated[int, Field(ge=1, le=8)] = 1
     mixing: Mixing | None = None
     interpolation: Literal["nearest", "bilinear"] = "nearest"
-    fill: Annotated[int, Field(strict=True, ge=0, le=255)] = 0
-    image_size: tuple[Side, Side] | None = None
+    fill: Annotated[int, Field(ge=0, le=255)] = 0
+    image_size: Annotated[tuple[Side, Side] | None, Field(strict=False)] = None
 
     @field_validator("name")
     @classmethod

@@ -10,20 +10,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from spaces import randomness
 from spaces.errors import UserError
+from spaces.frozen import Frozen
 
 PARTS = ("train", "student", "validation", "test")
 
 
-class DataConfig(BaseModel):
+class DataConfig(Frozen):
     """Which data set, how large its images are and how many go into which part."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["digits"] = "digits"
     image_size: Annotated[int, Field(ge=8, le=64, description="side of the images, pixels")] = 16
@@ -32,7 +31,7 @@ class DataConfig(BaseModel):
         int, Field(ge=1, description="class-balanced part of them that the student is distilled on")
     ] = 80
     validation_images: Annotated[int, Field(ge=1, description="promotion decides by these")] = 300
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
 
 
 class Labelled(NamedTuple):

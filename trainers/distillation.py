@@ -4,14 +4,16 @@ from typing import Annotated
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from spaces.frozen import Frozen
+
+Weight = Annotated[float, Field(ge=0)]
 
 
-class DistillationLoss(BaseModel):
+class DistillationLoss(Frozen):
     """gamma * CE(targets) + alpha * T^2 KL(teacher || student) at temperature T.
 
     The defaults are SQAKD's (Zhao and Zhao, AISTATS 2024, arXiv 2403.11106): gamma 0 makes it
@@ -19,9 +21,7 @@ class DistillationLoss(BaseModel):
     (Hinton et al., arXiv 1503.02531).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 4.0
+    temperature: Annotated[float, Field(gt=0)] = 4.0
     alpha: Weight = 1.0
     gamma: Weight = 0.0
 

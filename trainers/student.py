@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces import Policy, randomness
+from spaces.frozen import Frozen
 from trainers.batches import augmented_batches, steps_per_epoch
 from trainers.contexts import eval_mode
 from trainers.datasets import ImageSplits, Labelled
@@ -29,11 +30,9 @@ from trainers.quantization import (
 EVALUATION_BATCH = 512
 
 
-class StudentRecipe(BaseModel):
+class StudentRecipe(Frozen):
     """How a student is distilled: Adam for its weights, Adam without decay for its quantizers,
     both with a cosine to zero over the epochs of this run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: Annotated[int, Field(ge=2)] = 64
     repeats: Annotated[
@@ -44,7 +43,11 @@ class StudentRecipe(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     loss: DistillationLoss = DistillationLoss()
     curvature_every: Annotated[
-        int, Field(ge=0, description="epochs between updates of EWGS's delta; 0 leaves it at zero")
+        int,
+        Field(
+            ge=0,
+            description="epochs between updates of EWGS's delta, the first at once; 0: none",
+        ),
     ] = 3
     curvature_draws: Annotated[int, Field(ge=1, le=50)] = 5
 
@@ -127,7 +130,7 @@ class StudentTrainer:
         """Trains the epochs that are left; yields a report after each. Raises DivergedError."""
         while self.epochs_done < self.total_epochs:
             every = self.recipe.curvature_every
-            if every and self.epochs_done and self.epochs_done % every == 0:
+            if every and self.epochs_done % every == 0:
                 self._update_curvature()
             report = self._train_epoch()
             self.epochs_done += 1

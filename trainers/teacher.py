@@ -14,11 +14,13 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces.atomic_write import atomic_write
+from spaces.errors import UserError
+from spaces.frozen import Frozen
 from spaces.policy import Chain, Mixing, Operation, Policy, Range
 from trainers.batches import augmented_batches, steps_per_epoch
 from trainers.contexts import eval_mode, one_thread
@@ -42,10 +44,8 @@ MILD_AFFINE_CUTMIX = Policy(
 )
 
 
-class TeacherRecipe(BaseModel):
+class TeacherRecipe(Frozen):
     """How the teacher is trained: Adam, cosine to zero, cross-entropy on soft targets."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: NetworkName = "resnet8"
     width: Annotated[int, Field(ge=4, le=64, description="channels of the first stage")] = 8
@@ -54,7 +54,7 @@ class TeacherRecipe(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     policy: Policy = MILD_AFFINE_CUTMIX
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
 
 
 @one_thread()
@@ -81,6 +81,10 @@ def train_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
             F.cross_entropy(model(splits.normalise(images)), targets).backward()
             optimizer.step()
             schedule.step()
+    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        raise UserError(
+            f"teacher.learning_rate: training at {recipe.learning_rate:g} diverged, lower it"
+        )
     return frozen(model)
 
 
@@ -113,6 +117,7 @@ def teacher_hash(splits: ImageSplits, recipe: TeacherRecipe) -> str:
         "recipe": recipe.model_dump(mode="json"),
         "data": splits.content_hash,
         "torch": torch.__version__,
+        "torchvision": version("torchvision"),
         "augury": version("augury"),
     }
     text = json.dumps(made_by, sort_keys=True)
@@ -128,9 +133,18 @@ def cache_folder() -> Path:
 def cached_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
     """The teacher of `recipe`, from the cache where it is, else trained and kept there."""
     path = cache_folder() / "teachers" / f"{teacher_hash(splits, recipe)}.pt"
-    model = _fresh(splits, recipe)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: teachers cannot be kept here: {error.strerror}; set AUGURY_CACHE"
+        ) from None
     if path.exists():
-        model.load_state_dict(torch.load(path, weights_only=True))
+        model = _fresh(splits, recipe)
+        try:
+            model.load_state_dict(torch.load(path, weights_only=True))
+        except Exception:  # whatever a broken file makes torch raise
+            raise UserError(f"{path} is not the teacher that it should be: delete it") from None
         return frozen(model)
     model = train_teacher(splits, recipe)
     with atomic_write(path) as temporary:

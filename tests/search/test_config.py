@@ -60,7 +60,15 @@ def test_overrides_are_yaml_values_in_order(tmp_path):
         ("search.objective=scor", "unknown objective 'scor': did you mean 'score'"),
         ("search.warm_start=[cutmx]", "unknown scheme 'cutmx': did you mean 'cutmix'"),
         ("teacher.policy={chains: []}", "teacher.policy.chains"),
-        ("search=3", "search: "),
+        ("search=3", "search: should be a mapping of keys to values, got 3"),
+        ("search.trials=true", "search.trials: .*integer, got True"),
+        ("search.seed=2024-13-45", "is not YAML"),
+        ("search.seed=!!int foo", "is not YAML"),
+        ("teacher.learning_rate=.inf", "teacher.learning_rate: .*finite number, got inf"),
+        ("teacher.learning_rate=fast", "teacher.learning_rate: .*valid number, got 'fast'"),
+        ("teacher.seed=99999999999999999999", "teacher.seed: .*less than"),
+        ("teacher.policy.chains.0.weight=2", "a list, which is set as a whole"),
+        ("search.warm_start=none", "search.warm_start: should be a list, got 'none'"),
     ],
 )
 def test_wrong_overrides_are_named(override, sentence):
@@ -80,6 +88,10 @@ def test_wrong_overrides_are_named(override, sentence):
         ("- 1", "a config maps keys to values, got a list"),
         ("search: [", "not YAML"),
         ("promotion: {top: 0}", "promotion.top"),
+        ("search: {trials: 3}\nsearch: {trials: 4}", "the key 'search' is there twice"),
+        ("search: {seed: 2024-13-45}", "not YAML"),
+        ("[" * 3000, "not YAML"),
+        ("search: {trials: [" + "1, " * 20_000 + "]}", "search.trials"),
     ],
 )
 def test_wrong_files_are_named(text, sentence, tmp_path):
@@ -88,6 +100,7 @@ def test_wrong_files_are_named(text, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence) as caught:
         load_config(path)
     assert "wrong.yaml" in str(caught.value)
+    assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
 
 

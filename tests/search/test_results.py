@@ -18,7 +18,6 @@ from search.results import (
     FullLength,
     Row,
     export,
-    policies,
     ranked,
     read_parquet,
     to_table,
@@ -58,12 +57,25 @@ def test_finished_trials_rank_first_by_objective():
     assert other_way == ["c", "a", "d", "b", "control_none"]
 
 
+def test_a_finished_trial_without_a_value_ranks_behind_a_stopped_one_with_it():
+    rows = [row("a", "none", score=math.nan), row("b", "mixup", STOPPED, score=2.0)]
+    assert [r.trial_id for r in ranked(rows, "score", "min")] == ["b", "a"]
+    assert [r.trial_id for r in ranked(rows, "score", "max")] == ["b", "a"]
+    assert not rows[0].has("score")
+
+
+def test_the_largest_seed_fits_the_table():
+    runs = (FullLength(2**31 + 5, 0.9, 0.3, 0.8),)
+    rows = with_full_length(ROWS[2:3], {scheme("none").identity: runs})
+    assert to_table(rows, "score", {}).to_pylist()[0]["full_seeds"] == [2**31 + 5]
+
+
 def test_the_table_has_a_row_per_trial_and_every_figure(table):
     assert table.column("rank").to_pylist() == [1, 2, 3, 4, 5]
     assert set(FIGURES) < set(table.column_names)
     assert table.schema.equals(SCHEMA)
     assert table.column("objective").to_pylist() == [-0.5, 0.5, -2.0, None, None]
-    assert [p.name for p in policies(table)][:2] == ["none", "cutmix"]
+    assert table.column("policy").to_pylist()[:2] == ["none", "cutmix"]
 
 
 def test_full_length_figures_are_means_and_deviations_over_seeds(table):
@@ -114,6 +126,11 @@ def test_export_by_ending(table, tmp_path):
     assert not (tmp_path / "p.xlsx").exists()
     with pytest.raises(UserError, match=r"there is no folder .*nowhere to write to"):
         export(table, tmp_path / "nowhere" / "p.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UserError, match=r"folder.csv: cannot be written: Is a directory"):
+        export(table, tmp_path / "folder.csv")
+    with pytest.raises(UserError, match=r"cannot be written: File name too long"):
+        export(table, tmp_path / ("x" * 300 + ".csv"))
 
 
 def test_a_run_folder_is_made_once_and_opened_again(tmp_path):
@@ -134,6 +151,14 @@ def test_folders_that_are_no_run_are_refused(tmp_path):
         RunFolder(tmp_path).require_new()
     with pytest.raises(UserError, match="exists and is not a run of Augury"):
         RunFolder(tmp_path / "notes.txt").require_new()
+    with pytest.raises(UserError, match="cannot be made: File name too long"):
+        RunFolder(tmp_path / ("x" * 300)).require_new()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is a link to nowhere"):
+        RunFolder(tmp_path / "link").require_new()
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="no readable run"):
+        RunFolder.open(tmp_path)
     (tmp_path / "run.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match="not the marker of a run"):
         RunFolder.open(tmp_path)

@@ -1,5 +1,6 @@
 """The verdict says who won and when that means nothing."""
 
+import numpy as np
 import pytest
 
 from search.results import FullLength
@@ -78,6 +79,46 @@ def test_a_lead_that_the_test_images_do_not_share_is_called_that():
     )
     assert verdict.winner.policy == COMPOSED  # validation decides all the same
     assert "not confirmed by the test images" in verdict.sentence
+
+
+def test_who_lost_its_students_on_hard_seeds_cannot_win_by_it():
+    easy_seed_only = Candidate(COMPOSED, "candidate", (FullLength(1, 0.97, 0.1, 0.97),))
+    whole = candidate(CUTMIX, "scheme", [0.96, 0.98, 0.96])
+    verdict = decide([easy_seed_only, whole], lost=["equalize: the loss diverged"] * 2)
+    assert verdict.winner is whole
+    assert verdict.sentence.endswith("2 students did not reach the end.")
+    assert verdict.as_dict()["lost_students"] == ["equalize: the loss diverged"] * 2
+
+
+def test_a_winner_without_a_control_is_not_praised():
+    verdict = decide([candidate(COMPOSED, "candidate", [0.95, 0.96])])
+    assert "there was no control to compare it with" in verdict.sentence
+
+
+def test_the_best_of_many_must_lead_by_more():
+    """Over 3 seeds a lead of 1 with a standard error of 0.3 has p = 0.04: enough against one rival,
+    not against the luck of the best of five."""
+    winner = candidate(COMPOSED, "candidate", [0.95, 0.96, 0.95])
+    control = candidate(NONE, "none", [0.94, 0.9504, 0.9352])
+    rivals = [candidate(scheme(n), "candidate", [0.9, 0.9, 0.9]) for n in ("mixup", "cutmix")]
+    assert decide([winner, control]).differences[0].beyond_noise
+    assert not decide([winner, control, *rivals]).differences[0].beyond_noise
+
+
+def test_equal_policies_rarely_look_unequal():
+    rng = np.random.default_rng(0)
+    schemes = ["trivial_augment", "rand_augment", "cutmix", "mixup"]
+    beyond = 0
+    for _ in range(600):
+        drawn = 0.96 + 0.005 * rng.standard_normal((5, 3))
+        none = candidate(NONE, "none", drawn[0].tolist())
+        others = [
+            candidate(scheme(n), "candidate", values.tolist())
+            for n, values in zip(schemes, drawn[1:], strict=True)
+        ]
+        differences = decide([none, *others]).differences
+        beyond += any(d.control == "none" and d.beyond_noise for d in differences)
+    assert beyond / 600 < 0.05
 
 
 def test_one_seed_is_never_beyond_noise():

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from spaces import scheme
+from spaces import UserError, scheme
 from trainers.batches import augmented_batches
 from trainers.datasets import DataConfig, ImageSplits, load_splits
 from trainers.models import build_network
@@ -131,9 +131,23 @@ def test_a_file_that_holds_more_than_weights_is_not_executed(splits, monkeypatch
     file.parent.mkdir()
     trap = tmp_path / "trap"
     torch.save(Trap(str(trap)), file)
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(UserError, match="is not the teacher that it should be: delete it"):
         cached_teacher(splits, QUICK)
     assert not trap.exists()
+
+
+def test_what_diverged_is_not_kept(splits, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"teacher.learning_rate: training at 1e\+30 diverged"):
+        cached_teacher(splits, QUICK.model_copy(update={"learning_rate": 1e30}))
+    assert list((tmp_path / "teachers").iterdir()) == []
+
+
+def test_a_cache_that_is_no_folder_is_named_before_training(splits, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="set AUGURY_CACHE"):
+        cached_teacher(splits, QUICK)
 
 
 class Trap:

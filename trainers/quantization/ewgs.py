@@ -10,6 +10,9 @@ l, u of weights and activations and s are learned per layer. delta is the curvat
 the discretized values, max(0, (Tr H / N) / (3 std(G))) (eq. 8), renewed during training by
 `update_deltas`; zero makes the quantizer a straight-through estimator.
 
+Gradients and curvature are those of the discretized tensors as they enter the layer: for weights
+in [-1, 1], where a step is twice as wide as in eq. 2.
+
 One departure: the paper estimates the trace of one layer at a time, `update_deltas` of all layers
 with one Rademacher vector each at once. Blocks across layers have expectation zero, so every trace
 stays unbiased, for one backward pass per draw instead of one per layer and draw.

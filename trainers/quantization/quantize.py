@@ -5,19 +5,18 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from spaces.frozen import Frozen
 from trainers.contexts import eval_mode
 from trainers.quantization.ewgs import EWGSLayer
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 
 
-class QuantizationSpec(BaseModel):
+class QuantizationSpec(Frozen):
     """Bit widths of weights and activations, and the quantizer that makes them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     quantizer: Literal["ewgs"] = "ewgs"
     weight_bits: Bits = 2
