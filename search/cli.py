@@ -115,15 +115,12 @@ def score(
     settings = load_config(config, overrides or ())
 
     from search.console import print_scores, progress
-    from spaces.policy import load_policy
-    from spaces.schemes import scheme
+    from spaces.schemes import policy_called
     from trainers.datasets import load_splits
     from trainers.scoring import score as score_policy
     from trainers.teacher import cached_teacher
 
-    candidates = [
-        load_policy(p) if p.endswith(".json") or Path(p).is_file() else scheme(p) for p in policies
-    ]
+    candidates = [policy_called(name).on(settings.data.base) for name in policies]
     splits = load_splits(settings.data)
     with progress(quiet=quiet) as listen:
         listen.stage(f"teacher {settings.teacher.network} on {splits.name}")

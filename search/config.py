@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError, field_validator
 
 from spaces.errors import UserError, from_validation, unknown_name
 from spaces.frozen import Frozen
-from spaces.schemes import SCHEMES, scheme
+from spaces.schemes import policy_called
+from spaces.space import SpaceSpec
 from trainers.datasets import DataConfig
 from trainers.quantization import QuantizationSpec
 from trainers.student import OBJECTIVES, StudentRecipe
@@ -37,10 +38,19 @@ class ExploreConfig(Frozen):
     trials: Annotated[int, Field(ge=1)] = 24
     probe_epochs: Annotated[int, Field(ge=1)] = 3
     objective: str = "score"
+    space: SpaceSpec = SpaceSpec()
     warm_start: Annotated[
         tuple[str, ...],
-        Field(strict=False, description="schemes that are asked first, in this order"),
-    ] = tuple(SCHEMES)
+        Field(strict=False, description="schemes and policy files that are asked first"),
+    ] = (
+        "none",
+        "trivial_augment",
+        "rand_augment",
+        "auto_augment_cifar10",
+        "auto_augment_svhn",
+        "cutmix",
+        "mixup",
+    )
     random_trials: Annotated[
         int, Field(ge=0, description="finished trials, warm start included, before TPE takes over")
     ] = 10
@@ -60,7 +70,7 @@ class ExploreConfig(Frozen):
     def _schemes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             try:
-                scheme(name)
+                policy_called(name)
             except UserError as error:
                 raise ValueError(str(error)) from None
         return names

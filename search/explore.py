@@ -18,8 +18,9 @@ from search.cluster import concurrent_trials
 from search.config import ExploreConfig, SearchConfig
 from search.results import FAILED, FINISHED, STOPPED, Row
 from search.trainable import ProbeTrial, Shared
-from spaces import PolicySpace, scheme
+from spaces import PolicySpace
 from spaces.policy import policy_from_json
+from spaces.schemes import policy_called
 from trainers.student import FIGURES
 
 REPEATED_PROPOSALS = 30  # of the sampler's, and ten times as many random ones
@@ -43,7 +44,7 @@ class PolicySearch(OptunaSearch):
             space=space,
             metric=config.objective,
             mode=config.mode,
-            points_to_evaluate=[space.params(scheme(name)) for name in config.warm_start],
+            points_to_evaluate=[space.params(policy_called(name)) for name in config.warm_start],
             sampler=self._samplers[0],
         )
 

@@ -17,8 +17,6 @@ from search.verdict import Candidate, Role
 from spaces import Policy, scheme
 from spaces.schemes import SCHEMES
 
-NONE = scheme("none")
-
 
 @dataclass(frozen=True)
 class Promoted:
@@ -28,16 +26,18 @@ class Promoted:
     failures: tuple[str, ...]
 
 
-def select(rows: Sequence[Row], top: int, objective: str) -> list[tuple[Policy, Role]]:
-    """The best `top` of the ranked `rows` that ran to their end with an objective, then the
-    controls that are not among them: no augmentation, and the best named scheme."""
+def select(rows: Sequence[Row], config: SearchConfig) -> list[tuple[Policy, Role]]:
+    """The best of the ranked `rows` that ran to their end with an objective, then the controls that
+    are not among them: nothing but the data's own base, and the best named scheme."""
+    objective, base = config.search.objective, config.data.base
     finished = [row.policy for row in rows if row.status == FINISHED and row.has(objective)]
-    schemes = {s.policy.identity for s in SCHEMES.values()} - {NONE.identity}
+    none = scheme("none").on(base)
+    schemes = {s.policy.on(base).identity for s in SCHEMES.values()} - {none.identity}
     best_scheme = [policy for policy in finished if policy.identity in schemes][:1]
-    chosen = {p.identity: p for p in (*finished[:top], *best_scheme, NONE)}
+    chosen = {p.identity: p for p in (*finished[: config.promotion.top], *best_scheme, none)}
 
     def role(identity: str) -> Role:
-        if identity == NONE.identity:
+        if identity == none.identity:
             return "none"
         return "scheme" if identity in schemes else "candidate"
 

@@ -25,7 +25,8 @@ from search.results import (
 from search.run_folder import RunFolder, write_text
 from search.trainable import Shared
 from search.verdict import Candidate, Verdict, decide
-from spaces import PolicySpace, scheme
+from spaces import PolicySpace
+from spaces.schemes import policy_called
 from trainers.datasets import ImageSplits, load_splits
 from trainers.teacher import cached_teacher, teacher_hash
 
@@ -52,12 +53,13 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     """
     folder.require_new()
     splits = load_splits(config.data)
-    space = PolicySpace(image_size=splits.image_size)
-    for name in config.search.warm_start:
-        space.params(scheme(name))  # a scheme outside the space is refused here
+    space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
+    first = [policy_called(name) for name in config.search.warm_start]
+    space = space.including(first)
     with connected(config.cluster) as dashboard:
         if dashboard:
             listen.note(f"Ray dashboard: {dashboard}")
+        listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = cached_teacher(splits, config.teacher)
         made_by = _made_by(config, splits)
@@ -96,7 +98,7 @@ def _probe(
 def _promote(
     config: SearchConfig, shared: Shared, rows: Sequence[Row], folder: RunFolder, listen: Listener
 ) -> Promoted:
-    chosen = select(rows, config.promotion.top, config.search.objective)
+    chosen = select(rows, config)
     students = len(chosen) * config.promotion.seeds
     listen.stage("promotion", students, "validation_accuracy", "max")
     promoted = promote(config, shared, chosen, folder.tune / "promote", listen.trial_ended)

@@ -1,11 +1,11 @@
 """The engine: one policy on a uint8 batch, every image with operations and magnitudes of its own.
 
-It groups the images of a batch that drew the same operation at the same signed magnitude and runs
-the kernel once per group. Draws are made on the host from stateless keys (randomness.py).
+What is drawn is drawn on the host (draws.py). The images are then sorted by operation, and each
+kernel gets its images at once, with a magnitude for each of them.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
+import logging
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +17,34 @@ from torch.utils.data import get_worker_info
 from torchvision.transforms import InterpolationMode
 
 from spaces import randomness
-from spaces.kernels import Resampling
-from spaces.mixing import mix
-from spaces.operations import operation_kind
-from spaces.policy import Operation, Policy, Range
+from spaces.draws import NO_PLACES, NOTHING, Ids, Key, Program, places
+from spaces.errors import UserError
+from spaces.kernels import Drawn, Images, Resampling, per_image, upload
+from spaces.mixing import Teacher, mix
+from spaces.operations import PIXELS
+from spaces.policy import Policy
 
-Ids = npt.NDArray[np.int64]
+# Bytes of images that are sorted at once. What a kernel needs in floats for its part of them stays
+# in the cache of a core, and in a small part of a GPU's memory.
+CHUNK = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
+BLOCK = {"cpu": 2**19, "cuda": 64 * 2**20}  # of them, what one call of a kernel gets
+
+log = logging.getLogger("augury")
 
 
 class PolicyAugment(nn.Module):
     """Applies `policy` to batches: uint8 images in, uint8 images and soft targets out.
 
     Called with `epoch` and `sample_ids`, what the operations do to an image depends on (seed,
-    epoch, sample id) alone; a mixing depends on the batch too, whose images it mixes.
-    Called without, every call draws anew and the sequence of calls repeats itself from the same
-    seed; in a DataLoader worker the worker's own seed, which torch renews per epoch, takes the
-    place of `seed`.
+    epoch, sample id) alone; a mixing depends on the batch too, whose images it mixes. Sample ids
+    default to places in the batch, so give them wherever an epoch has more batches than one.
+    Called without either, every call draws anew and the sequence of calls repeats itself from the
+    same seed; in a DataLoader worker the worker's own seed, which torch renews per epoch, takes
+    the place of `seed`.
+
+    Beside its input and output it needs memory for two copies of 16 MiB of images and some float
+    copies of half a MiB (of 64 MiB both on a GPU), and up to 48 MiB per process and image size
+    for index maps.
     """
 
     def __init__(self, policy: Policy, *, num_classes: int, seed: int = 0) -> None:
@@ -41,10 +53,14 @@ class PolicyAugment(nn.Module):
         self.num_classes = num_classes
         self.seed = seed
         self._calls = 0
+        self._said_size: tuple[int, int] | None = policy.image_size
         self._resampling = Resampling(InterpolationMode(policy.interpolation), policy.fill)
-        weights = np.array([chain.weight for chain in self.policy.chains])
-        self._chain_ends = np.cumsum(weights / weights.sum())[:-1]
+        self._base = Program((self.policy.base,))
+        self._program = Program(self.policy.chains)
 
+    # Drawn on the host: nothing for a compiler to see through.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def forward(
         self,
         images: Tensor,
@@ -52,70 +68,139 @@ class PolicyAugment(nn.Module):
         *,
         epoch: int | None = None,
         sample_ids: Int64[Tensor, " n"] | None = None,
+        teacher: Teacher | None = None,
     ) -> tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]:
         """Augments images (N, C, H, W) uint8, C 1 or 3, with labels (N,) int64.
 
         Returns new images and targets (N, num_classes) float32 whose rows sum to 1. Rows keep
-        their order and the input is left as it is. Raises ValueError where images or labels are
-        not of that shape and type (checked here: a user's loop runs no shape checker).
+        their order and the input is left as it is. `teacher` maps images uint8 to logits (N, K);
+        CutMixPick alone asks for it. Raises ValueError where images or labels are not of that shape
+        and type (checked here: a user's loop runs no shape checker), and UserError where the policy
+        is not meant for images of this size.
         """
         _check(images, labels, self.num_classes)
+        self._check_size(images.shape[-2:])
+        if sample_ids is not None and len(sample_ids) != len(images):
+            raise ValueError(f"{len(images)} images need as many sample_ids, got {len(sample_ids)}")
         ids = np.arange(len(images)) if sample_ids is None else sample_ids.numpy(force=True)
         worker = get_worker_info()
         seed = self.seed if worker is None or epoch is not None else worker.seed
         if epoch is None:
             epoch, self._calls = self._calls, self._calls + 1
-        out = images.clone()
-        for draw in range(self.policy.draws):
-            self._apply_chains(out, ids, (seed, epoch, draw))
+        out = self._in_chunks(images, ids, (seed, epoch))
         targets = one_hot(labels, self.num_classes).to(torch.float32)
         if self.policy.mixing is not None:
-            rng = randomness.generator(seed, epoch, int(ids[0]), "mixing")
-            out, targets = mix(out, targets, self.policy.mixing, rng)
+            key = (seed, epoch, int(ids[0]), "mixing")
+            out, targets = mix(out, targets, self.policy.mixing, ids, key, teacher=teacher)
         return out, targets
 
-    def _apply_chains(self, images: Tensor, ids: Ids, key: tuple[int, ...]) -> None:
-        """Draws a chain per image and applies it in place, one position of all chains at a time."""
-        chains = self.policy.chains
-        chosen = np.searchsorted(
-            self._chain_ends, randomness.uniform(ids, *key, "chain"), side="right"
+    def _in_chunks(self, images: Images, ids: Ids, key: Key) -> Images:
+        rows = _rows_of(images, CHUNK)
+        if len(images) <= rows:
+            out = self._augmented(images, ids, key)
+            return out.clone(memory_format=torch.contiguous_format) if out is images else out
+        out = torch.empty_like(images, memory_format=torch.contiguous_format)
+        for start in range(0, len(images), rows):
+            part = slice(start, start + rows)
+            out[part] = self._augmented(images[part], ids[part], key)
+        return out
+
+    def _augmented(self, images: Images, ids: Ids, key: Key) -> Images:
+        """Base and chains; the images themselves where there is nothing to do."""
+        images = self._run(self._base, images, ids, (*key, "base"))
+        blend = self.policy.blend
+        if blend is None:
+            return self._run_draws(images, ids, key)
+        weights = blend_weights(blend.width, blend.alpha, ids, key)
+        mixed = images * per_image(weights[:, 0], images)
+        for version in range(blend.width):
+            other = self._run_draws(images, ids, (*key, "version", version))
+            mixed += per_image(weights[:, version + 1], images) * other
+        return mixed.to(torch.uint8)
+
+    def _run_draws(self, images: Images, ids: Ids, key: Key) -> Images:
+        most, fewest = self.policy.draws, self.policy.min_draws or self.policy.draws
+        depth = np.full(len(ids), most)
+        if fewest < most:
+            drawn = randomness.uniform(ids, *key, "depth") * (most - fewest + 1)
+            depth = fewest + drawn.astype(np.intp)
+        for draw in range(most):
+            images = self._run(self._program, images, ids, (*key, draw), wanted=draw < depth)
+        return images
+
+    def _run(
+        self,
+        program: Program,
+        images: Images,
+        ids: Ids,
+        key: Key,
+        wanted: npt.NDArray[np.bool_] | None = None,
+    ) -> Images:
+        """Draws a chain per image and applies it, one position of all chains at a time."""
+        if program.length == 0:
+            return images
+        chosen = program.choose(ids, key)
+        if wanted is not None:
+            chosen = np.where(wanted, chosen, NOTHING)
+        order = np.arange(len(ids))  # which image each row of `images` is by now
+        rows = _rows_of(images, BLOCK)
+        for position in range(program.length):
+            now = (*key, position)
+            kinds, magnitudes = program.step(chosen[order], position, ids[order], now)
+            by_kind = np.argsort(kinds, kind="stable")
+            order, kinds, magnitudes = order[by_kind], kinds[by_kind], magnitudes[by_kind]
+            images = images.index_select(0, upload(by_kind, images.device))
+            starts = np.searchsorted(kinds, np.arange(len(program.kinds) + 1)).tolist()
+            done = [images[: starts[0]]]  # NOTHING sorts first
+            for kind, start, stop in zip(program.kinds, starts, starts[1:], strict=False):
+                for first in range(start, stop, rows):
+                    block = slice(first, min(first + rows, stop))
+                    placed = places(kind, ids[order[block]], now) if kind.places else NO_PLACES
+                    drawn = Drawn(magnitudes[block], placed, self._resampling)
+                    done.append(kind.kernel(images[block], drawn))
+            images = torch.cat(done)
+        return images.index_select(0, upload(np.argsort(order), images.device))
+
+    def _check_size(self, size: torch.Size) -> None:
+        """Says once what a policy that was found at another size does at this one."""
+        height, width = size
+        if self._said_size in (None, (height, width)):
+            return
+        found = "{}x{}".format(*self._said_size)
+        if any(kind.unit == PIXELS for kind in (*self._base.kinds, *self._program.kinds)):
+            raise UserError(
+                f"policy {str(self.policy)!r} was found at {found} pixels and has magnitudes in "
+                f"pixels, which mean something else at {height}x{width}"
+            )
+        log.warning(
+            "policy %r was found at %s pixels; at %dx%d its fractions of the side are scaled",
+            str(self.policy),
+            found,
+            height,
+            width,
         )
-        for position in range(max(len(chain.operations) for chain in chains)):
-            groups: dict[tuple[str, float], list[int]] = defaultdict(list)
-            for index in np.unique(chosen):
-                if position < len(chains[index].operations):
-                    rows = np.flatnonzero(chosen == index)
-                    operation = chains[index].operations[position]
-                    for row, magnitude in _drawn(operation, rows, ids, (*key, position)):
-                        groups[operation.name, magnitude].append(row)
-            for (name, magnitude), members in groups.items():
-                where = torch.tensor(members, device=images.device)
-                kernel = operation_kind(name).kernel
-                images[where] = kernel(images[where], magnitude, self._resampling)
+        self._said_size = (height, width)
 
     def extra_repr(self) -> str:
         return f"{self.policy}, num_classes={self.num_classes}, seed={self.seed}"
 
 
-def _drawn(
-    operation: Operation, rows: npt.NDArray[np.intp], ids: Ids, key: tuple[int, ...]
-) -> Iterator[tuple[int, float]]:
-    """(row, signed magnitude) for those of `rows` to which the operation is applied."""
-    ids = ids[rows]
-    applied = randomness.uniform(ids, *key, "probability") < operation.probability
-    magnitudes = _magnitudes(operation, ids, key)
-    if operation.kind.signed:
-        magnitudes = np.where(randomness.uniform(ids, *key, "sign") < 0.5, -magnitudes, magnitudes)
-    yield from zip(rows[applied].tolist(), magnitudes[applied].tolist(), strict=True)
+def _rows_of(images: Images, size: dict[str, int]) -> int:
+    """How many images fit into that many bytes, one at least."""
+    return max(size[images.device.type] // math.prod(images.shape[1:]), 1)
 
 
-def _magnitudes(operation: Operation, ids: Ids, key: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    magnitude = operation.magnitude
-    if isinstance(magnitude, Range):
-        bins = np.linspace(magnitude.low, magnitude.high, magnitude.bins)
-        drawn = randomness.uniform(ids, *key, "magnitude") * magnitude.bins
-        return bins[drawn.astype(np.intp)]
-    return np.full(len(ids), 0.0 if magnitude is None else magnitude)
+def blend_weights(width: int, alpha: float, ids: Ids, key: Key) -> npt.NDArray[np.float64]:
+    """AugMix's weights, (N, 1 + width): of the image itself and of each version; rows sum to 1.
+
+    The image's own share is from Beta(alpha, alpha), the others divide the rest as
+    Dirichlet(alpha, ...): both are Gamma variables over their sum.
+    """
+    own, rest = randomness.gamma(ids, alpha, 2, *key, "blend").T
+    versions = randomness.gamma(ids, alpha, width, *key, "versions")
+    share = own / (own + rest)
+    others = (1 - share)[:, None] * versions / versions.sum(axis=1, keepdims=True)
+    return np.concatenate([share[:, None], others], axis=1)
 
 
 def _check(images: Tensor, labels: Tensor, num_classes: int) -> None:

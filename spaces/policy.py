@@ -1,12 +1,16 @@
 """Policies: what is done to a batch, and the JSON that says so.
 
-A policy is a weighted choice among chains of operations, drawn per image and `draws` times over,
-then at most one mixing of whole batches. Magnitudes are physical (see operations.py), and loading
-fails on anything unknown, so that a file means the same next year.
+A policy is a base chain that belongs to the data set, then a weighted choice among chains of
+operations, drawn per image and `draws` times over, then at most one mixing of whole batches.
+Magnitudes are physical (see operations.py), and loading fails on anything unknown, so that a file
+means the same next year.
 """
 
 import hashlib
 import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError, from_validation
 from spaces.frozen import Frozen
-from spaces.operations import OPERATIONS, OperationKind, operation_kind
+from spaces.operations import COVERS, OPERATIONS, WARPS, OperationKind, operation_kind
 
 if TYPE_CHECKING:
     from spaces.augment import PolicyAugment
@@ -85,6 +89,15 @@ class Operation(Frozen):
         neutral = self.kind.has_magnitude and set(self.extremes) == {self.kind.neutral}
         return self.name == "identity" or self.probability == 0 or neutral
 
+    def normalised(self) -> "Operation":
+        """A range of one value as that value, and whole units where the kernel rounds to them."""
+        magnitude = self.magnitude
+        if isinstance(magnitude, Range) and magnitude.low == magnitude.high:
+            magnitude = magnitude.low
+        if isinstance(magnitude, float) and self.kind.whole:
+            magnitude = float(round(magnitude))
+        return self.model_copy(update={"magnitude": magnitude})
+
     def __str__(self) -> str:
         magnitude = self.magnitude
         if isinstance(magnitude, Range):
@@ -100,33 +113,96 @@ class Chain(Frozen):
     operations: Annotated[tuple[Operation, ...], Field(strict=False)] = ()
     weight: Positive = 1.0
 
+    def normalised(self) -> "Chain":
+        """Without operations that change nothing, and fixed magnitudes where a range is one."""
+        kept = (o.normalised() for o in self.operations if not o.changes_nothing)
+        return self.model_copy(update={"operations": tuple(kept)})
+
     def __str__(self) -> str:
         return " > ".join(map(str, self.operations)) or "identity"
 
 
-class Mixing(Frozen):
-    """CutMix (arXiv 1905.04899) or MixUp (arXiv 1710.09412), lambda ~ Beta(alpha, alpha)."""
+def _merged(chains: Iterable[Chain]) -> tuple[Chain, ...]:
+    """Equal chains as one, with the sum of their weights, in the order of their content."""
+    weights: dict[tuple[Operation, ...], float] = defaultdict(float)
+    for chain in chains:
+        weights[chain.operations] += chain.weight
+    total = math.fsum(weights.values())
+    if abs(total - 1) < 1e-9:  # rounded already: once more could move a last digit
+        total = 1.0
+    merged = [
+        Chain(operations=o, weight=max(round(w / total, 12), 1e-12)) for o, w in weights.items()
+    ]
+    return tuple(sorted(merged, key=lambda chain: chain.model_dump_json()))
 
-    name: Literal["cutmix", "mixup"]
+
+class Blend(Frozen):
+    """AugMix (arXiv 1912.02781): the image blended with `width` augmented versions of itself.
+
+    The image's own share is Beta(alpha, alpha), the versions divide the rest as Dirichlet(alpha).
+    """
+
+    width: Annotated[int, Field(ge=1, le=8)] = 3
+    alpha: Positive = 1.0
+
+    def __str__(self) -> str:
+        return f"blend of {self.width}" + ("" if self.alpha == 1 else f" alpha={self.alpha:g}")
+
+
+MIXINGS = ("cutmix", "mixup", "cutmix_pick")
+
+
+class Mixing(Frozen):
+    """What mixes images with each other, lambda ~ Beta(alpha, alpha), one for all images of a batch
+    or one `per` image.
+
+    CutMix (arXiv 1905.04899), MixUp (arXiv 1710.09412), or CutMixPick (Wang et al., NeurIPS 2022,
+    arXiv 2012.02909): of more CutMix images than a batch holds the share `keep` that the teacher is
+    least certain of, half of them by default.
+    """
+
+    name: Literal["cutmix", "mixup", "cutmix_pick"]
     alpha: Positive = 1.0
     probability: Probability = 1.0
+    per: Literal["batch", "image"] = "batch"
+    keep: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _half(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("name") == "cutmix_pick":
+            return {**content, "keep": 0.5 if content.get("keep") is None else content["keep"]}
+        return content
+
+    @model_validator(mode="after")
+    def _keep_is_for_picking(self) -> "Mixing":
+        if self.keep is not None and self.name != "cutmix_pick":
+            raise ValueError(f"keep belongs to cutmix_pick, {self.name} keeps every image")
+        return self
 
     def __str__(self) -> str:
         detail = "" if self.alpha == 1 else f" alpha={self.alpha:g}"
+        detail += " per image" if self.per == "image" else ""
+        detail += "" if self.keep in (None, 0.5) else f" keep={self.keep:g}"
         return self.name + detail + ("" if self.probability == 1 else f" p={self.probability:g}")
 
 
 class Policy(Frozen):
     """What is done to a batch. `Policy()` does nothing.
 
-    `image_size`, (height, width) in pixels, tells where the policy was found; fractions and
-    degrees carry over to other sizes. `name` is for people: it does not change what is done.
+    Every image passes the `base`, then `draws` chains, each drawn by weight; with `min_draws` their
+    number is drawn too, from `min_draws` to `draws`. `image_size`, (height, width) in pixels, tells
+    where the policy was found; fractions and degrees carry over to other sizes, pixels do not.
+    `name` is for people: it does not change what is done.
     """
 
     version: Literal[1] = 1
     name: str | None = None
+    base: Chain = Chain()
     chains: Annotated[tuple[Chain, ...], Field(strict=False, min_length=1)] = (Chain(),)
     draws: Annotated[int, Field(ge=1, le=8)] = 1
+    min_draws: Annotated[int, Field(ge=1, le=8)] | None = None
+    blend: Blend | None = None
     mixing: Mixing | None = None
     interpolation: Literal["nearest", "bilinear"] = "nearest"
     fill: Annotated[int, Field(ge=0, le=255)] = 0
@@ -139,6 +215,12 @@ class Policy(Frozen):
             raise ValueError(f"a name is printable text, got {name!r}")
         return name
 
+    @model_validator(mode="after")
+    def _draws_in_order(self) -> "Policy":
+        if self.min_draws is not None and self.min_draws > self.draws:
+            raise ValueError(f"min_draws {self.min_draws} is above draws {self.draws}")
+        return self
+
     @property
     def identity(self) -> str:
         """Sixteen hex digits of what is done: equal for policies that differ in name only."""
@@ -147,17 +229,26 @@ class Policy(Frozen):
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def normalised(self) -> "Policy":
-        """The same policy without operations and mixings that change nothing."""
-        chains = tuple(
-            chain.model_copy(
-                update={"operations": tuple(o for o in chain.operations if not o.changes_nothing)}
-            )
-            for chain in self.chains
-        )
+        """The same policy in the one way to write it: without what changes nothing, equal chains
+        together, in order, their weights summing to 1."""
+        chains = _merged(chain.normalised() for chain in self.chains)
+        base = self.base.normalised().model_copy(update={"weight": 1.0})
         mixing = self.mixing if self.mixing and self.mixing.probability > 0 else None
+        changes: dict[str, Any] = {"base": base, "chains": chains, "mixing": mixing}
         if not any(chain.operations for chain in chains):
-            return self.model_copy(update={"chains": (Chain(),), "draws": 1, "mixing": mixing})
-        return self.model_copy(update={"chains": chains, "mixing": mixing})
+            changes |= {"draws": 1, "min_draws": None, "blend": None}
+        elif self.min_draws == self.draws:
+            changes |= {"min_draws": None}
+        names = {o.name for chain in (base, *chains) for o in chain.operations}
+        if not names & WARPS:
+            changes |= {"interpolation": "nearest"}
+        if not names & (WARPS | COVERS):
+            changes |= {"fill": 0}
+        return self.model_copy(update=changes)
+
+    def on(self, base: Chain) -> "Policy":
+        """This policy on top of another base chain."""
+        return self.model_copy(update={"base": base})
 
     def augmenter(self, num_classes: int, seed: int = 0) -> "PolicyAugment":
         """This policy as a module; see PolicyAugment."""
@@ -176,8 +267,9 @@ class Policy(Frozen):
         if self.name:
             return self.name
         chains = " | ".join(map(str, self.chains))
-        times = f" x{self.draws}" if self.draws > 1 else ""
-        return f"{chains}{times}" + (f" + {self.mixing}" if self.mixing else "")
+        if self.draws > 1:
+            chains += f" x{self.min_draws}-{self.draws}" if self.min_draws else f" x{self.draws}"
+        return " + ".join([chains, *map(str, filter(None, (self.blend, self.mixing)))])
 
 
 def policy_from_json(text: str, where: str = "policy") -> Policy:
@@ -216,3 +308,20 @@ def load_policy(path: Path | str) -> Policy:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise UserError(f"{path}: cannot read the policy file: {reason}") from None
     return policy_from_json(text, where=str(path))
+
+
+# For editors and other languages; beside this module, so that it travels with the package.
+SCHEMA_FILE = Path(__file__).with_name("policy.schema.json")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a policy file. Ranges of magnitudes depend on the operation and are
+    checked on loading."""
+    schema = Policy.model_json_schema()
+    names = list(OPERATIONS)
+    schema["$defs"]["Operation"]["properties"]["name"]["enum"] = names
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")

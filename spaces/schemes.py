@@ -1,17 +1,20 @@
 """The named policies of the literature, each with the paper that it comes from.
 
-Magnitudes are torchvision's, in physical units. `NAME+cutmix` and `NAME+mixup` put a mixing behind
-any scheme that has none.
+Magnitudes are torchvision's, in physical units. `NAME+cutmix`, `NAME+mixup` and `NAME+cutmix_pick`
+put a mixing behind any scheme that has none, and `rand_augment(N,M)` is RandAugment with N
+operations at level M.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from spaces.errors import UserError, unknown_name
 from spaces.operations import OPERATIONS, TRIVIAL_AUGMENT_OPERATIONS
-from spaces.policy import Chain, Mixing, Operation, Policy, Range
+from spaces.policy import MIXINGS, Blend, Chain, Mixing, Operation, Policy, Range, load_policy
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,51 @@ def trivial_augment() -> Policy:
     return Policy(name="trivial_augment", chains=chains)
 
 
-def rand_augment(operations: int = 2, level: int = 9) -> Policy:
-    """RandAugment(n, m): n operations per image in succession, all at level m of 31."""
+LEVELS = 31  # of RandAugment
 
-    def operation(name: str) -> Operation:
-        strength = float(_levels(name, 31)[level]) if name in _MODERATE else None
-        return Operation(name=name, magnitude=strength)
+
+def rand_augment(operations: int = 2, level: int = 9, name: str = "rand_augment") -> Policy:
+    """RandAugment(n, m): n operations per image in succession, all at level m of 0 to 30."""
+
+    def operation(kind: str) -> Operation:
+        strength = float(_levels(kind, LEVELS)[level]) if kind in _MODERATE else None
+        return Operation(name=kind, magnitude=strength)
 
     chains = tuple(Chain(operations=(operation(n),)) for n in TRIVIAL_AUGMENT_OPERATIONS)
-    return Policy(name="rand_augment", chains=chains, draws=operations)
+    return Policy(name=name, chains=chains, draws=operations)
+
+
+# The strongest magnitudes of AugMix at severity 3 of 10, torchvision's default: its levels are the
+# first 3 of 10 from neutral, but from 4 bits in Posterize, to these ends.
+_AUGMIX = _MODERATE | {"translate_x": 1 / 3, "translate_y": 1 / 3, "posterize": 0.0}
+_AUGMIX_OPERATIONS = tuple(n for n in TRIVIAL_AUGMENT_OPERATIONS if n != "identity")
+
+
+def augmix(severity: int = 3, width: int = 3, depth: int = 3, alpha: float = 1.0) -> Policy:
+    """AugMix: the image blended with `width` versions, each of 1 to `depth` operations."""
+
+    def operation(name: str) -> Operation:
+        if name not in _AUGMIX:
+            return Operation(name=name)
+        weakest = {"posterize": 4.0, "solarize": 255.0}.get(name, 0.0)
+        last = weakest + (_AUGMIX[name] - weakest) * (severity - 1) / 9
+        low, high = sorted((weakest, last))
+        magnitude = Range(low=low, high=high, bins=severity) if severity > 1 else weakest
+        return Operation(name=name, magnitude=magnitude)
+
+    chains = tuple(Chain(operations=(operation(n),)) for n in _AUGMIX_OPERATIONS)
+    return Policy(
+        name="augmix",
+        chains=chains,
+        min_draws=1,
+        draws=depth,
+        blend=Blend(width=width, alpha=alpha),
+        interpolation="bilinear",
+    )
+
+
+def _one_chain(name: str, *operations: Operation) -> Policy:
+    return Policy(name=name, chains=(Chain(operations=operations),))
 
 
 # One sub-policy a line: operation, probability, level of 10 (- where the operation takes none).
@@ -98,6 +137,34 @@ translate_y .9 9, translate_y .7 9
 autocontrast .9 -, solarize .8 3
 equalize .8 -, invert .1 -
 translate_y .7 9, autocontrast .9 -
+"""
+
+_IMAGENET = """
+posterize .4 8, rotate .6 9
+solarize .6 5, autocontrast .6 -
+equalize .8 -, equalize .6 -
+posterize .6 7, posterize .6 6
+equalize .4 -, solarize .2 4
+equalize .4 -, rotate .8 8
+solarize .6 3, equalize .6 -
+posterize .8 5, equalize 1 -
+rotate .2 3, solarize .6 8
+equalize .6 -, posterize .4 6
+rotate .8 8, color .4 0
+rotate .4 9, equalize .6 -
+equalize 0 -, equalize .8 -
+invert .6 -, equalize 1 -
+color .6 4, contrast 1 8
+rotate .8 8, color 1 2
+color .8 8, solarize .8 7
+sharpness .4 7, invert .6 -
+shear_x .6 5, equalize 1 -
+color .4 0, equalize .6 -
+equalize .4 -, solarize .2 4
+solarize .6 5, autocontrast .6 -
+invert .6 -, equalize 1 -
+color .6 4, contrast 1 8
+equalize .8 -, equalize .6 -
 """
 
 _SVHN = """
@@ -150,6 +217,15 @@ def _mixing_alone(name: str) -> Policy:
 
 _BUILDERS: dict[str, tuple[Callable[[], Policy], str, str]] = {
     "none": (lambda: Policy(name="none"), "no augmentation", "the control"),
+    "flip_crop": (
+        lambda: _one_chain(
+            "flip_crop",
+            Operation(name="crop", magnitude=4 / 32),
+            Operation(name="flip", probability=0.5),
+        ),
+        "crop from an eighth of padding, flip half of the time",
+        "He et al., CVPR 2016, arXiv 1512.03385",
+    ),
     "trivial_augment": (
         trivial_augment,
         "one of 14 operations at a random magnitude (wide)",
@@ -170,10 +246,37 @@ _BUILDERS: dict[str, tuple[Callable[[], Policy], str, str]] = {
         "one of 25 pairs of operations learned on SVHN",
         "Cubuk et al., CVPR 2019, arXiv 1805.09501",
     ),
+    "auto_augment_imagenet": (
+        lambda: auto_augment("auto_augment_imagenet", _IMAGENET),
+        "one of 25 pairs of operations learned on ImageNet",
+        "Cubuk et al., CVPR 2019, arXiv 1805.09501",
+    ),
+    "augmix": (
+        augmix,
+        "the image blended with three versions of one to three operations",
+        "Hendrycks et al., ICLR 2020, arXiv 1912.02781",
+    ),
+    "random_erasing": (
+        lambda: _one_chain(
+            "random_erasing", Operation(name="erase", magnitude=0.33, probability=0.5)
+        ),
+        "a box of 2 to 33 % of the area covered, half of the time",
+        "Zhong et al., AAAI 2020, arXiv 1708.04896",
+    ),
+    "cutout": (
+        lambda: _one_chain("cutout", Operation(name="cutout", magnitude=16 / 32)),
+        "a square of half the side covered",
+        "DeVries and Taylor, 2017, arXiv 1708.04552",
+    ),
     "cutmix": (
         lambda: _mixing_alone("cutmix"),
         "a box of another image pasted in, labels by area",
         "Yun et al., ICCV 2019, arXiv 1905.04899",
+    ),
+    "cutmix_pick": (
+        lambda: _mixing_alone("cutmix_pick"),
+        "of twice as many CutMix images those that puzzle the teacher most",
+        "Wang et al., NeurIPS 2022, arXiv 2012.02909",
     ),
     "mixup": (
         lambda: _mixing_alone("mixup"),
@@ -188,18 +291,38 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
+def policy_called(name: str) -> Policy:
+    """The policy in the file `name` if it ends in .json or is one, else the scheme of that name."""
+    path = Path(name)
+    return load_policy(path) if path.suffix.lower() == ".json" or path.is_file() else scheme(name)
+
+
+_RAND_AUGMENT = re.compile(r"rand_augment\((\d{1,9}),\s*(\d{1,9})\)")
+
+
 def scheme(name: str) -> Policy:
-    """The policy called `name`, or `NAME+cutmix`, `NAME+mixup`; raises UserError on others."""
+    """The policy called `name`, `rand_augment(N,M)`, or one of both `+cutmix`, `+mixup` or
+    `+cutmix_pick`; raises UserError on others."""
     base, plus, mixing = name.partition("+")
-    if base not in SCHEMES:
+    policy = _rand_augment(base) or (SCHEMES[base].policy if base in SCHEMES else None)
+    if policy is None:
         raise unknown_name("scheme", base, SCHEMES)
-    policy = SCHEMES[base].policy
     if not plus:
         return policy
-    if mixing not in ("cutmix", "mixup"):
-        raise unknown_name("mixing", mixing, ("cutmix", "mixup"), where=f"scheme {name!r}")
+    if mixing not in MIXINGS:
+        raise unknown_name("mixing", mixing, MIXINGS, where=f"scheme {name!r}")
     if policy.mixing is not None:
         raise UserError(f"scheme {name!r}: {base} is a mixing already, a policy has at most one")
     return policy.model_copy(
         update={"name": name, "mixing": Mixing.model_validate({"name": mixing})}
     )
+
+
+def _rand_augment(name: str) -> Policy | None:
+    found = _RAND_AUGMENT.fullmatch(name)
+    if found is None:
+        return None
+    operations, level = map(int, found.groups())
+    if not 1 <= operations <= 8 or level >= LEVELS:
+        raise UserError(f"{name}: RandAugment takes 1 to 8 operations at level 0 to {LEVELS - 1}")
+    return rand_augment(operations, level, name)

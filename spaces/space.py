@@ -5,21 +5,49 @@ a mixing may follow either. Parameters belong to positions (operation_1, strengt
 probability_1, ...) rather than to operations: few of them, so that TPE learns from few trials.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from spaces.errors import UserError
+from pydantic import AfterValidator, Field
+
+from spaces.errors import UserError, unknown_name
+from spaces.frozen import Frozen
 from spaces.operations import OPERATIONS, TRIVIAL_AUGMENT_OPERATIONS
 from spaces.policy import Chain, Mixing, Operation, Policy
 from spaces.schemes import SCHEMES, scheme
 
-MAX_OPERATIONS = 3
 # One choice for both, so that a random candidate is composed three times out of four.
 SCHEME = "scheme"
-FORMS = (*(f"operations_{n}" for n in range(1, MAX_OPERATIONS + 1)), SCHEME)
 STEP = 0.1  # of strength and probability: finer differences drown in the spread over seeds
-_MIXINGS = ("none", "cutmix", "mixup")
+_GRID = round(1 / STEP)
+
+
+def _known(kind: str, valid: Iterable[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in valid:
+            raise ValueError(str(unknown_name(kind, name, valid)))
+        return name
+
+    return AfterValidator(check)
+
+
+class SpaceSpec(Frozen):
+    """What candidates are made of."""
+
+    operations: Annotated[
+        tuple[Annotated[str, _known("operation", OPERATIONS)], ...],
+        Field(strict=False, min_length=1, description="what chains are composed of"),
+    ] = TRIVIAL_AUGMENT_OPERATIONS
+    max_operations: Annotated[int, Field(ge=1, le=5, description="of a composed chain")] = 3
+    schemes: Annotated[
+        tuple[Annotated[str, _known("scheme", SCHEMES)], ...],
+        Field(strict=False, description="named policies that no single chain can express"),
+    ] = ("trivial_augment", "rand_augment", "auto_augment_cifar10", "auto_augment_svhn")
+    mixings: Annotated[
+        tuple[Literal["none", "cutmix", "mixup", "cutmix_pick"], ...],
+        Field(strict=False, min_length=1, description="what may follow either"),
+    ] = ("none", "cutmix", "mixup")
 
 
 @runtime_checkable
@@ -34,20 +62,50 @@ class Trial(Protocol):
 class PolicySpace:
     """Composed policies together with `named` ones; picklable, and callable as Optuna's space.
 
-    `named` defaults to the schemes of the literature that no single chain can express. Any other
-    policy can be put into the space by giving it here.
+    Every candidate stands on `base`, the chain that belongs to the data set. `including` puts any
+    policy at all into the space, so that it can be asked first.
     """
 
     def __init__(
-        self, named: Sequence[Policy] | None = None, image_size: tuple[int, int] | None = None
+        self,
+        spec: SpaceSpec | None = None,
+        *,
+        base: Chain | None = None,
+        named: Sequence[Policy] | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
+        self.spec = spec or SpaceSpec()
+        self.base = base or Chain()
         if named is None:
-            names = ("trivial_augment", "rand_augment", "auto_augment_cifar10", "auto_augment_svhn")
-            named = [scheme(name) for name in names]
-        self.named = {policy.name or policy.identity: policy for policy in named}
+            named = [scheme(name) for name in self.spec.schemes]
+        self.named: dict[str, Policy] = {}
+        for policy in named:  # two files may give different policies one name
+            taken = policy.name is None or policy.name in self.named
+            self.named[policy.identity if taken else str(policy.name)] = policy
         self.image_size = image_size
+        lengths = range(1, self.spec.max_operations + 1)
+        self._forms = [f"operations_{n}" for n in lengths] + [SCHEME] * bool(self.named)
         # A chain that happens to be a scheme is called what people call it.
-        self._names = {s.policy.identity: name for name, s in SCHEMES.items()}
+        self._names = {s.policy.on(self.base).identity: name for name, s in SCHEMES.items()}
+
+    def including(self, policies: Iterable[Policy]) -> "PolicySpace":
+        """This space, or one that names those of `policies` that it does not hold."""
+        outside = {p.on(self.base).identity: p for p in policies if self._find(p) is None}
+        if not outside:
+            return self
+        named = [*self.named.values(), *outside.values()]
+        return PolicySpace(self.spec, base=self.base, named=named, image_size=self.image_size)
+
+    @property
+    def size(self) -> int:
+        """How many combinations of parameters there are; a few of them are the same policy."""
+        position = 0
+        for name in self.spec.operations:
+            strengths = _GRID if OPERATIONS[name].has_magnitude else 1
+            position += 1 if name == "identity" else strengths * _GRID
+        lengths = range(1, self.spec.max_operations + 1)
+        composed = sum(position**length for length in lengths) * len(self.spec.mixings)
+        return composed + len(self.named) * len(self.spec.mixings)
 
     def __call__(self, trial: Trial) -> dict[str, str]:
         """What Ray's OptunaSearch puts beside the parameters into a trial's config."""
@@ -55,78 +113,88 @@ class PolicySpace:
 
     def suggest(self, trial: Trial) -> Policy:
         """The policy that `trial` stands for, without operations that change nothing."""
-        form = trial.suggest_categorical("form", FORMS if self.named else FORMS[:-1])
+        form = trial.suggest_categorical("form", self._forms)
         if form == SCHEME:
             policy = self.named[trial.suggest_categorical("scheme", list(self.named))]
         else:
-            positions = range(1, FORMS.index(form) + 2)
-            operations = tuple(_operation(trial, position) for position in positions)
+            positions = range(1, self._forms.index(form) + 2)
+            operations = tuple(self._operation(trial, position) for position in positions)
             policy = Policy(chains=(Chain(operations=operations),))
-        mixing = trial.suggest_categorical("mixing", _MIXINGS)
+        mixing = trial.suggest_categorical("mixing", self.spec.mixings)
         if mixing != "none" and policy.mixing is None:
             name = f"{policy.name}+{mixing}" if policy.name else None
             policy = policy.model_copy(
                 update={"mixing": Mixing.model_validate({"name": mixing}), "name": name}
             )
-        policy = policy.normalised()
+        policy = policy.on(self.base).normalised()
         name = policy.name or self._names.get(policy.identity)
         return policy.model_copy(update={"name": name, "image_size": self.image_size})
 
     def params(self, policy: Policy) -> dict[str, Any]:
-        """The parameters for which `suggest` returns `policy`, up to its name.
+        """The parameters for which `suggest` returns `policy`, up to its name, on this base.
 
-        Raises UserError where the space does not hold it: more chains than one that are not
-        named, magnitudes off the grid, another interpolation.
+        Raises UserError where the space does not hold it (see `including`): more chains than one
+        that are not named, magnitudes off the grid, another interpolation.
         """
-        for params in (*self._as_named(policy), *_as_composed(policy)):
-            if self.suggest(_Fixed(params)).identity == policy.identity:
+        found = self._find(policy)
+        if found is None:
+            raise UserError(
+                f"policy {str(policy)!r} is outside the search space: one chain of up to "
+                f"{self.spec.max_operations} operations at strengths and probabilities in steps of "
+                f"{STEP}, or one of {', '.join(self.named)}, then {' or '.join(self.spec.mixings)}"
+            )
+        return found
+
+    def _find(self, policy: Policy) -> dict[str, Any] | None:
+        wanted = policy.on(self.base)
+        for params in (*self._as_named(policy), *self._as_composed(policy)):
+            if self.suggest(_Fixed(params)).identity == wanted.identity:
                 return params
-        raise UserError(
-            f"policy {str(policy)!r} is outside the search space: one chain of up to "
-            f"{MAX_OPERATIONS} operations at strengths and probabilities in steps of {STEP}, or "
-            f"one of {', '.join(self.named)}, then none, cutmix or mixup at alpha 1"
-        )
+        return None
 
     def _as_named(self, policy: Policy) -> list[dict[str, Any]]:
         mixing = policy.mixing.name if policy.mixing else "none"
+        mixings = dict.fromkeys(m for m in (mixing, *self.spec.mixings) if m in self.spec.mixings)
         return [
-            {"form": SCHEME, "scheme": name, "mixing": m}
-            for name in self.named
-            for m in dict.fromkeys((mixing, "none"))
+            {"form": SCHEME, "scheme": name, "mixing": m} for name in self.named for m in mixings
         ]
 
+    def _operation(self, trial: Trial, position: int) -> Operation:
+        name = trial.suggest_categorical(f"operation_{position}", self.spec.operations)
+        kind = OPERATIONS[name]
+        if name == "identity":
+            return Operation(name=name)
+        magnitude = None
+        if kind.has_magnitude:
+            magnitude = kind.at_strength(
+                trial.suggest_float(f"strength_{position}", STEP, 1.0, step=STEP)
+            )
+        probability = trial.suggest_float(f"probability_{position}", STEP, 1.0, step=STEP)
+        return Operation(name=name, magnitude=magnitude, probability=round(probability, 12))
 
-def _operation(trial: Trial, position: int) -> Operation:
-    name = trial.suggest_categorical(f"operation_{position}", TRIVIAL_AUGMENT_OPERATIONS)
-    kind = OPERATIONS[name]
-    if name == "identity":
-        return Operation(name=name)
-    magnitude = None
-    if kind.has_magnitude:
-        magnitude = kind.at_strength(
-            trial.suggest_float(f"strength_{position}", STEP, 1.0, step=STEP)
-        )
-    probability = trial.suggest_float(f"probability_{position}", STEP, 1.0, step=STEP)
-    return Operation(name=name, magnitude=magnitude, probability=round(probability, 12))
-
-
-def _as_composed(policy: Policy) -> list[dict[str, Any]]:
-    policy = policy.normalised()
-    operations = policy.chains[0].operations or (Operation(name="identity"),)
-    if len(policy.chains) > 1 or policy.draws > 1 or len(operations) > MAX_OPERATIONS:
-        return []
-    params: dict[str, Any] = {"form": FORMS[len(operations) - 1]}
-    for position, operation in enumerate(operations, start=1):
-        if operation.name not in TRIVIAL_AUGMENT_OPERATIONS:
+    def _as_composed(self, policy: Policy) -> list[dict[str, Any]]:
+        policy = policy.normalised()
+        mixing = policy.mixing.name if policy.mixing else "none"
+        operations = policy.chains[0].operations or self._nothing()
+        fits = len(policy.chains) == 1 and 0 < len(operations) <= self.spec.max_operations
+        if not fits or policy.draws > 1 or mixing not in self.spec.mixings:
             return []
-        params[f"operation_{position}"] = operation.name
-        if operation.kind.has_magnitude:
-            if not isinstance(operation.magnitude, float):
+        params: dict[str, Any] = {"form": self._forms[len(operations) - 1]}
+        for position, operation in enumerate(operations, start=1):
+            if operation.name not in self.spec.operations:
                 return []
-            params[f"strength_{position}"] = _on_grid(operation.kind.strength(operation.magnitude))
-        if operation.name != "identity":
-            params[f"probability_{position}"] = _on_grid(operation.probability)
-    return [params | {"mixing": policy.mixing.name if policy.mixing else "none"}]
+            params[f"operation_{position}"] = operation.name
+            if operation.kind.has_magnitude:
+                if not isinstance(operation.magnitude, float):
+                    return []
+                strength = operation.kind.strength(operation.magnitude)
+                params[f"strength_{position}"] = _on_grid(strength)
+            if operation.name != "identity":
+                params[f"probability_{position}"] = _on_grid(operation.probability)
+        return [params | {"mixing": mixing}]
+
+    def _nothing(self) -> tuple[Operation, ...]:
+        return (Operation(name="identity"),) if "identity" in self.spec.operations else ()
 
 
 def _on_grid(value: float) -> float:

@@ -1,6 +1,6 @@
 """Augmented batches of a data set that lies in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -17,13 +17,21 @@ def steps_per_epoch(count: int, repeats: int, batch_size: int) -> int:
 
 
 def augmented_batches(
-    data: Labelled, augment: PolicyAugment, *, batch_size: int, repeats: int, seed: int, epoch: int
+    data: Labelled,
+    augment: PolicyAugment,
+    *,
+    batch_size: int,
+    repeats: int,
+    seed: int,
+    epoch: int,
+    teacher: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Float[Tensor, "n k"]]]:
     """One epoch: every image `repeats` times, in an order and with draws keyed by (seed, epoch).
 
     Yields images uint8 (N, C, H, W) and targets float32 (N, K). Each pass over the data is a
     permutation of its own, and every view of an image has a sample id of its own. Two policies with
-    the same seed meet the same images in the same order with the same draws.
+    the same seed meet the same images in the same order with the same draws. `teacher` maps images
+    uint8 to logits, for the mixing that asks it.
     """
     count = len(data.labels)
     rng = randomness.generator(seed, epoch, "order")
@@ -31,4 +39,6 @@ def augmented_batches(
     for start in range(0, len(order), batch_size):
         sample_ids = torch.from_numpy(order[start : start + batch_size])
         batch = data.take((sample_ids % count).to(data.labels.device))
-        yield augment(batch.images, batch.labels, epoch=epoch, sample_ids=sample_ids)
+        yield augment(
+            batch.images, batch.labels, epoch=epoch, sample_ids=sample_ids, teacher=teacher
+        )

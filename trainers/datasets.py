@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from spaces import randomness
+from spaces import Chain, randomness
 from spaces.errors import UserError
 from spaces.frozen import Frozen
 
@@ -31,6 +31,9 @@ class DataConfig(Frozen):
         int, Field(ge=1, description="class-balanced part of them that the student is distilled on")
     ] = 80
     validation_images: Annotated[int, Field(ge=1, description="promotion decides by these")] = 300
+    base: Annotated[
+        Chain, Field(description="operations that belong to the data set, under every policy")
+    ] = Chain()
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
 
 

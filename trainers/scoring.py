@@ -40,7 +40,13 @@ def score(
     information, stddev, images = ContextualMutualInformation(), TeacherStddev(), 0
     with eval_mode(teacher):
         for batch, targets in augmented_batches(
-            splits.train, augment, batch_size=batch_size, repeats=repeats, seed=seed, epoch=0
+            splits.train,
+            augment,
+            batch_size=batch_size,
+            repeats=repeats,
+            seed=seed,
+            epoch=0,
+            teacher=lambda images: teacher(splits.normalise(images)),
         ):
             logits = teacher(splits.normalise(batch))
             information.update(logits, targets)

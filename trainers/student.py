@@ -181,6 +181,7 @@ class StudentTrainer:
             repeats=self.recipe.repeats,
             seed=self.seed,
             epoch=epoch,
+            teacher=lambda images: self._teach(self.splits.normalise(images)),
         ):
             yield self.splits.normalise(images), targets
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,6 +55,13 @@ class TeacherRecipe(Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     policy: Policy = MILD_AFFINE_CUTMIX
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+
+    @field_validator("policy")
+    @classmethod
+    def _without_a_teacher(cls, policy: Policy) -> Policy:
+        if policy.mixing and policy.mixing.name == "cutmix_pick":
+            raise ValueError("cutmix_pick asks a teacher, and the teacher has none")
+        return policy
 
 
 @one_thread()

@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from spaces import Chain, Operation, Policy, PolicyAugment, scheme
-from spaces.kernels import Resampling
+from spaces.draws import NO_PLACES, places
+from spaces.kernels import Drawn
 from spaces.operations import OPERATIONS
 from spaces.schemes import SCHEMES
 
@@ -25,10 +27,14 @@ def chain(*operations: Operation) -> Policy:
     return Policy(chains=(Chain(operations=operations),))
 
 
+def teacher(images: torch.Tensor) -> torch.Tensor:
+    return images[:, 0, :2, :5].flatten(1).float()
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_uint8_in_uint8_out_and_soft_targets_that_sum_to_one(name):
     images, labels = batch()
-    out, targets = scheme(name).augmenter(num_classes=10)(images, labels)
+    out, targets = scheme(name).augmenter(num_classes=10)(images, labels, teacher=teacher)
     assert out.dtype == torch.uint8
     assert out.shape == images.shape
     assert targets.dtype == torch.float32
@@ -53,9 +59,12 @@ def test_each_image_is_what_its_kernel_makes_of_it_alone(name, tenths, channels)
     out, _ = chain(Operation(name=name, magnitude=magnitude)).augmenter(10)(images, labels)
     assert torch.equal(images, before)
     signs = (1, -1) if kind.signed else (1,)
-    for image, found in zip(images, out, strict=True):
+    key = (0, 0, 0, 0)  # seed, epoch, draw, position
+    for row, (image, found) in enumerate(zip(images, out, strict=True)):
+        placed = places(kind, np.array([row]), key) if kind.places else NO_PLACES
         alone = [
-            kind.kernel(image[None], sign * (magnitude or 0.0), Resampling())[0] for sign in signs
+            kind.kernel(image[None], Drawn(np.array([sign * (magnitude or 0.0)]), placed))[0]
+            for sign in signs
         ]
         assert any(torch.equal(found, candidate) for candidate in alone)
 

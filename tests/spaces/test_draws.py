@@ -92,7 +92,7 @@ def test_interpolation_and_fill_are_the_policys(interpolation, fill):
     out, _ = policy.augmenter(1)(images, torch.zeros(8, dtype=torch.int64))
     for image, found in zip(images, out, strict=True):
         both = [
-            F.rotate(image, angle, InterpolationMode(interpolation), fill=float(fill))
+            F.rotate(image, angle, InterpolationMode(interpolation), fill=float(fill) or None)
             for angle in (30.0, -30.0)
         ]
         assert any(torch.equal(found, rotated) for rotated in both)

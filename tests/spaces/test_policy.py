@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from spaces import Chain, Mixing, Operation, Policy, Range, UserError, load_policy, scheme
 from spaces.operations import OPERATIONS
-from spaces.policy import policy_from_json
+from spaces.policy import SCHEMA_FILE, Blend, json_schema, policy_from_json
 from spaces.schemes import SCHEMES
 
 ROTATE = Operation(name="rotate", magnitude=30.0)
@@ -32,7 +33,8 @@ CHAINS = st.builds(
 )
 MIXINGS = st.builds(
     Mixing,
-    name=st.sampled_from(["cutmix", "mixup"]),
+    name=st.sampled_from(["cutmix", "mixup", "cutmix_pick"]),
+    per=st.sampled_from(["batch", "image"]),
     alpha=st.floats(0.1, 4),
     probability=st.floats(0, 1),
 )
@@ -40,7 +42,10 @@ POLICIES = st.builds(
     Policy,
     name=st.none() | st.text(max_size=8).filter(str.isprintable),
     chains=st.lists(CHAINS, min_size=1, max_size=4).map(tuple),
+    base=CHAINS,
+    min_draws=st.none() | st.just(1),
     draws=st.integers(1, 3),
+    blend=st.none() | st.builds(Blend, width=st.integers(1, 4), alpha=st.floats(0.1, 4)),
     mixing=st.none() | MIXINGS,
     interpolation=st.sampled_from(["nearest", "bilinear"]),
     fill=st.integers(0, 255),
@@ -168,3 +173,68 @@ def test_files_that_are_missing_or_no_json(tmp_path):
 def test_the_name_is_a_path_too(tmp_path: Path):
     scheme("none").save(str(tmp_path / "p.json"))
     assert load_policy(str(tmp_path / "p.json")).name == "none"
+
+
+def chains_of(*weights: float) -> tuple[Chain, ...]:
+    names = ("invert", "equalize", "flip")
+    return tuple(
+        Chain(operations=(Operation(name=name),), weight=weight)
+        for name, weight in zip(names, weights, strict=False)
+    )
+
+
+def test_policies_that_do_the_same_have_one_identity():
+    some = chains_of(1.0, 3.0)
+    same = [
+        Policy(chains=some),
+        Policy(chains=some[::-1]),
+        Policy(chains=chains_of(2.0, 6.0)),
+        Policy(chains=(*chains_of(1.0, 2.0), *chains_of(0.0001, 1.0)[1:])),
+        Policy(chains=some, interpolation="bilinear", fill=9),  # nothing here moves a pixel
+        Policy(chains=some, min_draws=1),
+        Policy(chains=some, mixing=Mixing(name="mixup", probability=0)),
+    ]
+    assert len({policy.identity for policy in same}) == 1
+    other = [
+        Policy(chains=chains_of(1.0, 2.0)),
+        Policy(chains=some, draws=2),
+        Policy(chains=some, draws=2, min_draws=1),
+        Policy(chains=some, blend=Blend()),
+        Policy(chains=some, base=Chain(operations=(Operation(name="flip"),))),
+        Policy(chains=some, mixing=Mixing(name="mixup")),
+        Policy(chains=some, mixing=Mixing(name="mixup", per="image")),
+    ]
+    assert len({policy.identity for policy in (*same, *other)}) == 1 + len(other)
+
+
+def test_a_range_of_one_value_is_that_value():
+    fixed, drawn = (
+        Policy(chains=(Chain(operations=(Operation(name="rotate", magnitude=m),)),))
+        for m in (30.0, Range(low=30, high=30))
+    )
+    assert fixed.identity == drawn.identity
+    assert fixed.model_copy(update={"fill": 3}).identity != fixed.identity
+
+
+def test_a_policy_found_at_another_size_scales_fractions_and_refuses_pixels(caplog):
+    images, labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.tensor([0, 0])
+    shift = Operation(name="translate_x", magnitude=0.5)
+    found = Policy(chains=(Chain(operations=(shift,)),), image_size=(32, 32))
+    augment = found.augmenter(1)
+    for _ in range(2):
+        augment(images, labels)
+    (said,) = caplog.messages
+    assert "found at 32x32 pixels; at 64x64 its fractions of the side are scaled" in said
+    blur = Policy(
+        chains=(Chain(operations=(Operation(name="blur", magnitude=1.0),)),), image_size=(32, 32)
+    )
+    with pytest.raises(UserError, match="found at 32x32 pixels and has magnitudes in pixels"):
+        blur.augmenter(1)(images, labels)
+    blur.augmenter(1)(images[..., :32, :32], labels)
+
+
+def test_the_published_schema_is_this_versions():
+    """A change of the format renews the file: python -m spaces.policy."""
+    published = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert published == json_schema()
+    assert published["properties"]["version"]["const"] == 1

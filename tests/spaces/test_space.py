@@ -7,10 +7,12 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from spaces import Chain, Mixing, Operation, Policy, PolicySpace, Range, UserError, scheme
 from spaces.policy import policy_from_json
 from spaces.schemes import SCHEMES, rand_augment
+from spaces.space import SpaceSpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 SPACE = PolicySpace(image_size=(16, 16))
@@ -21,13 +23,14 @@ def proposals(count: int, seed: int) -> list[Policy]:
     return [SPACE.suggest(study.ask()) for _ in range(count)]
 
 
-def asked_first(policy: Policy) -> Policy:
+def asked_first(policy: Policy, space: PolicySpace = SPACE) -> Policy:
     """What the space makes of a trial that Optuna was told to begin with."""
+    space = space.including([policy])
     study = optuna.create_study()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        study.enqueue_trial(SPACE.params(policy))
-        return SPACE.suggest(study.ask())
+        study.enqueue_trial(space.params(policy))
+        return space.suggest(study.ask())
 
 
 @settings(max_examples=30, deadline=None)
@@ -83,16 +86,66 @@ def test_the_space_travels():
             chains=(Chain(operations=(Operation(name="rotate", magnitude=Range(low=0, high=27)),)),)
         ),
         rand_augment(3, 4).model_copy(update={"name": "rand_augment"}),
-        Policy(interpolation="bilinear", chains=(Chain(operations=(Operation(name="equalize"),)),)),
+        Policy(
+            interpolation="bilinear",
+            chains=(Chain(operations=(Operation(name="rotate", magnitude=27.0),)),),
+        ),
     ],
 )
 def test_a_policy_outside_is_refused_unless_it_is_named(outside):
     with pytest.raises(UserError, match="outside the search space: one chain of up to 3"):
         SPACE.params(outside)
-    wider = PolicySpace(named=[outside])
-    study = optuna.create_study()
-    study.enqueue_trial(wider.params(outside))
-    assert wider.suggest(study.ask()).identity == outside.identity
+    assert asked_first(outside).identity == outside.identity
+
+
+def test_policies_of_one_name_are_asked_apart():
+    first, second = (
+        Policy(name="mine", chains=(Chain(operations=(Operation(name="hue", magnitude=m),)),))
+        for m in (0.1, 0.2)
+    )
+    space = SPACE.including([first, second, scheme("cutout")])
+    for policy in (first, second, scheme("cutout")):
+        assert asked_first(policy, space).identity == policy.identity
+    assert space.including([first, second]) is space
+
+
+def test_every_policy_stands_on_the_base_of_the_data():
+    base = Chain(operations=(Operation(name="flip", probability=0.5),))
+    space = PolicySpace(base=base)
+    for name in ("none", "cutmix", "trivial_augment", "rand_augment+mixup"):
+        asked = asked_first(scheme(name), space)
+        assert asked.base == base
+        assert asked.identity == scheme(name).on(base).identity != scheme(name).identity
+        assert asked.name == name
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    assert all(space.suggest(study.ask()).base == base for _ in range(20))
+
+
+def test_the_size_counts_every_combination():
+    spec = SpaceSpec(
+        operations=("identity", "equalize"), max_operations=2, schemes=(), mixings=("none", "mixup")
+    )
+    space = PolicySpace(spec)
+    assert space.size == 2 * (11 + 11**2)  # identity, and equalize at ten probabilities
+    found = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=optuna.samplers.BruteForceSampler())
+    study.optimize(lambda trial: found.add(str(space.suggest(trial))) or 0.0, n_trials=None)
+    assert len(study.trials) == space.size
+    assert len(found) == 2 * (11 + 10**2)  # identity beside anything is that thing alone
+
+
+def test_a_space_of_ones_own():
+    spec = SpaceSpec(operations=("hue", "flip"), max_operations=1, schemes=("augmix",))
+    space = PolicySpace(spec)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    names = {o.name for _ in range(60) for o in space.suggest(study.ask()).chains[0].operations}
+    assert {"hue", "flip"} < names
+    with pytest.raises(ValidationError, match="unknown operation 'flap': did you mean 'flip'"):
+        SpaceSpec(operations=("flap",))
+    with pytest.raises(ValidationError, match="unknown scheme 'augmx': did you mean 'augmix'"):
+        SpaceSpec(schemes=("augmx",))
 
 
 def test_a_space_without_schemes_composes():

@@ -1,0 +1,370 @@
+"""Operations that move pixels or cover them: warps, flips, crops and boxes.
+
+A warp samples every image on a grid of its own, with the arithmetic of torchvision's affine. Where
+it takes the nearest pixel of a small image, that is an index map: for every pixel of the result the
+place that it comes from. A map is made once per operation and magnitude, by warping an image of the
+pixels' own numbers; from then on the warp is one gather for all images of a batch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float, Int, Int64, UInt8
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from spaces.kernels import Drawn, Images, Numbers, Resampling, upload
+
+# TrivialAugment has 62 maps for each of five operations: 26 MB at 96x96 pixels of 9 bytes, and at
+# 224x224 pixels of 5 bytes 47 MB, since large translations copy rectangles instead.
+LARGEST_MAP = 224 * 224
+LARGEST_WIDE_MAP = 96 * 96  # up to here in 64 bits, which is what a gather takes
+MAP_BUDGET = 48 * 2**20  # bytes per process, image size and device
+RECTANGLES_FROM = 128 * 128  # pixels: from here on a rectangle is copied faster than gathered
+
+Wholes = npt.NDArray[np.int64]
+# Where the pixel at (x, y, 1) of the result comes from, in pixels from the centre: a 2x3 matrix.
+Matrix = tuple[float, float, float, float, float, float]
+Move = Callable[[float, int, int], Matrix]  # of magnitude, height and width
+
+
+def _shear_x(slope: float, height: int, width: int) -> Matrix:
+    angle = math.radians(math.degrees(math.atan(slope)))  # torchvision takes degrees
+    return _about_corner((1.0, math.tan(angle), 0.0, 0.0, 1.0, 0.0), height, width)
+
+
+def _shear_y(slope: float, height: int, width: int) -> Matrix:
+    angle = math.radians(math.degrees(math.atan(slope)))
+    turned = math.cos(-angle) / math.cos(angle), math.sin(-angle) / math.cos(angle)
+    return _about_corner((1.0, 0.0, 0.0, -turned[1], turned[0], 0.0), height, width)
+
+
+def _translate_x(fraction: float, _: int, width: int) -> Matrix:
+    return 1.0, 0.0, -float(int(fraction * width)), 0.0, 1.0, 0.0
+
+
+def _translate_y(fraction: float, height: int, _: int) -> Matrix:
+    return 1.0, 0.0, 0.0, 0.0, 1.0, -float(int(fraction * height))
+
+
+def _rotate(degrees: float, _: int, __: int) -> Matrix:
+    angle = math.radians(-degrees)
+    sine, cosine = math.sin(angle), math.cos(angle)
+    return cosine, sine, 0.0, -sine, cosine, 0.0
+
+
+def _about_corner(matrix: Matrix, height: int, width: int) -> Matrix:
+    """`matrix` with the top left corner as its fixed point instead of the centre."""
+    a, b, _, c, d, _ = matrix
+    x, y = -width * 0.5, -height * 0.5
+    return a, b, a * -x + b * -y + x, c, d, c * -x + d * -y + y
+
+
+def shear_x(images: Images, drawn: Drawn) -> Images:
+    """Rows slide by `magnitude` pixels per row, anchored at the top left corner."""
+    return _warped(images, drawn, _shear_x)
+
+
+def shear_y(images: Images, drawn: Drawn) -> Images:
+    """Columns slide by `magnitude` pixels per column, anchored at the top left corner."""
+    return _warped(images, drawn, _shear_y)
+
+
+def translate_x(images: Images, drawn: Drawn) -> Images:
+    """Shifts by a fraction of the width, cut to whole pixels as torchvision does."""
+    if _pixels_of(images) >= RECTANGLES_FROM:
+        return _shifted(images, drawn, axis=-1)
+    return _warped(images, drawn, _translate_x)
+
+
+def translate_y(images: Images, drawn: Drawn) -> Images:
+    """Shifts by a fraction of the height, cut to whole pixels as torchvision does."""
+    if _pixels_of(images) >= RECTANGLES_FROM:
+        return _shifted(images, drawn, axis=-2)
+    return _warped(images, drawn, _translate_y)
+
+
+def _pixels_of(images: Images) -> int:
+    return images.shape[-2] * images.shape[-1]
+
+
+def _shifted(images: Images, drawn: Drawn, axis: int) -> Images:
+    """Copies what stays in the image; whole pixels need no interpolation."""
+    side = images.shape[axis]
+    out = torch.full_like(images, drawn.resampling.fill, memory_format=torch.contiguous_format)
+    for row, fraction in enumerate(drawn.magnitudes.tolist()):
+        shift = int(fraction * side)
+        kept = side - abs(shift)
+        target, source = out[row], images[row]
+        target.narrow(axis, max(shift, 0), kept).copy_(source.narrow(axis, max(-shift, 0), kept))
+    return out
+
+
+def rotate(images: Images, drawn: Drawn) -> Images:
+    """Rotates counter-clockwise about the centre."""
+    return _warped(images, drawn, _rotate)
+
+
+def _warped(images: Images, drawn: Drawn, move: Move) -> Images:
+    height, width = images.shape[-2:]
+    nearest = drawn.resampling.interpolation == InterpolationMode.NEAREST
+    if not nearest or _pixels_of(images) > LARGEST_MAP:
+        matrices = [move(magnitude, height, width) for magnitude in drawn.magnitudes.tolist()]
+        values = _sampled(images.float(), matrices, drawn.resampling)
+        return (values if nearest else values.round_()).to(torch.int16).to(torch.uint8)
+    maps = _maps(height, width, images.device)
+    return _gathered(images, *maps.of(move, drawn.magnitudes), drawn.resampling.fill)
+
+
+def _sampled(
+    images: Float[Tensor, "n c h w"], matrices: Sequence[Matrix], resampling: Resampling
+) -> Float[Tensor, "n c h w"]:
+    """Each image on a grid of its own. The grid is a product of matrices, as torchvision's is: the
+    same products and sums in another way end up beside other pixels."""
+    n, _, height, width = images.shape
+    theta = upload(np.array(matrices, dtype=np.float32), images.device).view(n, 2, 3)
+    half = torch.tensor([0.5 * width, 0.5 * height]).to(images.device, non_blocking=True)
+    grid = _pixels(height, width, images.device).expand(n, -1, -1).bmm(theta.transpose(1, 2) / half)
+    grid = grid.view(n, height, width, 2)
+    mode = resampling.interpolation.value
+    if not resampling.fill:  # black is what the sampler itself puts beyond the border
+        return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    images = torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+    out = grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    values, known = out[:, :-1], out[:, -1:]
+    if mode == "nearest":
+        return torch.where(known < 0.5, float(resampling.fill), values)
+    return values.sub_(resampling.fill).mul_(known).add_(resampling.fill)
+
+
+@lru_cache(maxsize=4)
+def _pixels(height: int, width: int, device: torch.device) -> Float[Tensor, "1 hw 3"]:
+    """(x, y, 1) of every pixel, from the centre of the image."""
+    x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, steps=width, device=device)
+    y = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, steps=height, device=device)
+    ones = torch.ones(height, width, device=device)
+    grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width), ones], dim=-1)
+    return grid.view(1, height * width, 3)
+
+
+def _gathered(
+    images: Images, source: Int[Tensor, "n hw"], inside: UInt8[Tensor, "n hw"], fill: int
+) -> Images:
+    """The pixels at `source` where `inside` is 255, the fill colour where it is 0."""
+    flat = images.flatten(start_dim=2)
+    inside = inside.unsqueeze(1)
+    out = flat.gather(2, source.long().unsqueeze(1).expand_as(flat)).bitwise_and_(inside)
+    if fill:
+        out |= inside.bitwise_not().bitwise_and_(fill)
+    return out.view_as(images)
+
+
+class IndexMaps:
+    """Index maps of one image size on one device, made on demand, within MAP_BUDGET bytes."""
+
+    def __init__(self, height: int, width: int, device: torch.device) -> None:
+        self._size, self._device = (height, width), device
+        wide = height * width <= LARGEST_WIDE_MAP
+        self._number = torch.int64 if wide else torch.int32
+        self._capacity = max(MAP_BUDGET // ((9 if wide else 5) * height * width), 1)
+        self._forget()
+
+    def of(
+        self, move: Move, magnitudes: Numbers
+    ) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
+        """A map per magnitude: the pixel that each pixel comes from, and 255 where there is one."""
+        keys = [(move, magnitude) for magnitude in magnitudes.tolist()]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._row_of]
+        if len(self._row_of) + len(missing) > self._capacity:
+            self._forget()
+            missing = list(dict.fromkeys(keys))
+        if len(missing) > self._capacity:
+            return self._made(magnitudes.tolist(), move)
+        if missing:
+            first = len(self._row_of)
+            self._row_of.update({key: first + index for index, key in enumerate(missing)})
+            new = slice(first, first + len(missing))
+            made = self._made([magnitude for _, magnitude in missing], move)
+            self._source[new], self._inside[new] = made
+        rows = upload(np.array([self._row_of[key] for key in keys]), self._device)
+        return self._source.index_select(0, rows), self._inside.index_select(0, rows)
+
+    def _forget(self) -> None:
+        self._row_of: dict[tuple[Move, float], int] = {}
+        # The system hands this memory out as it is written.
+        room = self._capacity, self._size[0] * self._size[1]
+        self._source = torch.empty(room, dtype=self._number, device=self._device)
+        self._inside = torch.empty(room, dtype=torch.uint8, device=self._device)
+
+    def _made(
+        self, magnitudes: Sequence[float], move: Move
+    ) -> tuple[Int[Tensor, "m hw"], UInt8[Tensor, "m hw"]]:
+        # Numbers from 1, so that 0 is what was filled in; float32 holds all of them exactly.
+        height, width = self._size
+        numbers = torch.arange(1, height * width + 1, dtype=torch.float32, device=self._device)
+        images = numbers.view(1, 1, height, width).expand(len(magnitudes), -1, -1, -1)
+        matrices = [move(magnitude, height, width) for magnitude in magnitudes]
+        found = _sampled(images, matrices, Resampling()).flatten(1).to(self._number)
+        return (found - 1).clamp_(min=0), found.gt(0).to(torch.uint8).neg_()
+
+
+@lru_cache(maxsize=4)
+def _maps(height: int, width: int, device: torch.device) -> IndexMaps:
+    return IndexMaps(height, width, device)
+
+
+def flip(images: Images, _: Drawn) -> Images:
+    """Left becomes right."""
+    return images.flip(-1)
+
+
+def crop(images: Images, drawn: Drawn) -> Images:
+    """Pads every side by a fraction of it, then cuts the old size out at a place drawn evenly.
+
+    The padding is rounded to whole pixels and has the fill colour.
+    """
+    height, width = images.shape[-2:]
+    top, left = (
+        _whole(drawn.places[:, axis], 2 * padding) - padding
+        for axis, side in enumerate((height, width))
+        for padding in [np.rint(drawn.magnitudes * side).astype(np.int64)]
+    )
+    rows = upload(top[:, None] + np.arange(height), images.device)
+    columns = upload(left[:, None] + np.arange(width), images.device)
+    inside_y, inside_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    source = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
+    inside = (inside_y[:, :, None] & inside_x[:, None]).to(torch.uint8).neg_()
+    return _gathered(images, source.flatten(1), inside.flatten(1), drawn.resampling.fill)
+
+
+def _whole(place: Numbers, highest: Numbers | Wholes | int) -> Wholes:
+    """A whole number from 0 to `highest`, both included, for a place in [0, 1)."""
+    return np.floor(place * (highest + 1)).astype(np.int64)
+
+
+# RandomResizedCrop and RandomErasing draw area and aspect ratio up to ten times, until they fit.
+TRIES = 10
+PLACES_OF_A_BOX = 2 * TRIES + 2
+
+
+def _boxes(
+    drawn: Drawn,
+    size: tuple[int, int],
+    area: tuple[Numbers, Numbers],
+    ratio: tuple[float, float],
+    *,
+    ratio_is_height: bool,
+    smallest: int,
+    largest: tuple[int, int],
+) -> Wholes:
+    """(top, left, height, width) per image, int64 (N, 4); height -1 where no try fitted."""
+    (low, high), (height, width) = area, size
+    logs = math.log(ratio[0]), math.log(ratio[1])
+    shares = low[:, None] + drawn.places[:, :TRIES] * (high - low)[:, None]
+    ratios = np.exp(logs[0] + drawn.places[:, TRIES : 2 * TRIES] * (logs[1] - logs[0]))
+    long, short = (
+        np.sqrt(shares * height * width * ratios),
+        np.sqrt(shares * height * width / ratios),
+    )
+    heights, widths = map(np.rint, (long, short) if ratio_is_height else (short, long))
+    fits = (heights <= largest[0]) & (widths <= largest[1])
+    fits &= (heights >= smallest) & (widths >= smallest)
+    first, index = fits.argmax(axis=1), np.arange(len(fits))
+    h, w = heights[index, first], widths[index, first]
+    top, left = _whole(drawn.places[:, -2], height - h), _whole(drawn.places[:, -1], width - w)
+    boxes = np.stack([top, left, h, w], axis=1).astype(np.int64)
+    boxes[~fits.any(axis=1), 2] = -1
+    return boxes
+
+
+def resized_crop_boxes(drawn: Drawn, height: int, width: int) -> Wholes:
+    """The boxes of torchvision's RandomResizedCrop with scale (magnitude, 1), ratio (3/4, 4/3)."""
+    area = drawn.magnitudes, np.ones_like(drawn.magnitudes)
+    boxes = _boxes(
+        drawn,
+        (height, width),
+        area,
+        (3 / 4, 4 / 3),
+        ratio_is_height=False,
+        smallest=1,
+        largest=(height, width),
+    )
+    # torchvision falls back to the largest box in the middle whose ratio is allowed.
+    aspect = width / height
+    fallback_w = round(height * 4 / 3) if aspect > 4 / 3 else width
+    fallback_h = round(width / (3 / 4)) if aspect < 3 / 4 else height
+    middle = (height - fallback_h) // 2, (width - fallback_w) // 2
+    boxes[boxes[:, 2] < 0] = (*middle, fallback_h, fallback_w)
+    return boxes
+
+
+def resized_crop(images: Images, drawn: Drawn) -> Images:
+    """A box of at least `magnitude` of the area, ratio 3/4 to 4/3, resized to the old size."""
+    height, width = images.shape[-2:]
+    boxes = resized_crop_boxes(drawn, height, width).tolist()
+    parts = [
+        F.resized_crop(image, *box, [height, width], InterpolationMode.BILINEAR, antialias=True)
+        for image, box in zip(images, boxes, strict=True)
+    ]
+    return torch.stack(parts)
+
+
+SMALLEST_ERASED = 0.02  # of the area
+
+
+def erase_boxes(drawn: Drawn, height: int, width: int) -> Wholes:
+    """The boxes of torchvision's RandomErasing with scale (0.02, magnitude), ratio (0.3, 3.3)."""
+    area = np.minimum(drawn.magnitudes, SMALLEST_ERASED), drawn.magnitudes
+    return _boxes(
+        drawn,
+        (height, width),
+        area,
+        (0.3, 3.3),
+        ratio_is_height=True,
+        smallest=0,
+        largest=(height - 1, width - 1),
+    )
+
+
+def erase(images: Images, drawn: Drawn) -> Images:
+    """Covers a box of up to `magnitude` of the area with the fill colour."""
+    top, left, height, width = erase_boxes(drawn, *images.shape[-2:]).T
+    bottom = top + np.maximum(height, 0)
+    return _covered(images, np.stack([top, left, bottom, left + width]), drawn)
+
+
+def cutout_boxes(drawn: Drawn, height: int, width: int) -> Wholes:
+    """(top, left, bottom, right), int64 (4, N), of a square of `magnitude` of the shorter side
+    about any pixel, cut at the border: Cutout (DeVries and Taylor, arXiv 1708.04552)."""
+    side = np.rint(drawn.magnitudes * min(height, width)).astype(np.int64)
+    top, left = (
+        _whole(drawn.places[:, axis], length - 1) - side // 2
+        for axis, length in enumerate((height, width))
+    )
+    bottom, right = (top + side).clip(0, height), (left + side).clip(0, width)
+    return np.stack([top.clip(0), left.clip(0), bottom, right])
+
+
+def cutout(images: Images, drawn: Drawn) -> Images:
+    """Covers a square of `magnitude` of the side, about any pixel, with the fill colour."""
+    return _covered(images, cutout_boxes(drawn, *images.shape[-2:]), drawn)
+
+
+def _covered(images: Images, edges: Wholes, drawn: Drawn) -> Images:
+    inside = box_mask(upload(edges, images.device), *images.shape[-2:])
+    return images.masked_fill(inside.unsqueeze(1), drawn.resampling.fill)
+
+
+def box_mask(edges: Int64[Tensor, "4 n"], height: int, width: int) -> Bool[Tensor, "n h w"]:
+    """Which pixels lie in a box per image; `edges` are top, left, bottom, right, the last two
+    excluded."""
+    top, left, bottom, right = edges.view(4, -1, 1)
+    y, x = (torch.arange(side, device=edges.device) for side in (height, width))
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return rows[:, :, None] & columns[:, None, :]
