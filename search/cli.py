@@ -163,6 +163,66 @@ def schemes(as_json: Json = False) -> None:
         print_schemes()
 
 
+policy = typer.Typer(help="Look at a policy, or take it to another library.", no_args_is_help=True)
+app.add_typer(policy, name="policy")
+PolicyName = Annotated[str, typer.Argument(help="Policy file, or a scheme (see augury schemes).")]
+
+
+@policy.command("show")
+def show_policy(
+    name: PolicyName,
+    sheet: Annotated[
+        Path | None, typer.Option(help="PNG to draw: rows of images, several draws each.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=50, help="Images on the sheet.")] = 6,
+    draws: Annotated[int, typer.Option(min=1, max=50, help="Draws of each.")] = 8,
+    config: Annotated[Path | None, typer.Option(help="YAML file with the data to draw.")] = None,
+) -> None:
+    """Say in words what a policy does, and draw it on the data."""
+    from search.config import load_config
+    from spaces.description import contact_sheet, describe, one_of_each
+    from spaces.schemes import policy_called
+    from trainers.datasets import load_splits
+
+    found = policy_called(name)
+    if sheet is not None:
+        train = load_splits(load_config(config).data).train
+        images = train.images[one_of_each(train.labels, rows)]
+        contact_sheet(found, images, sheet, draws=draws)
+    print("\n".join(describe(found)))
+    if sheet is not None:
+        print(f"contact sheet  {sheet}")
+
+
+@policy.command("convert")
+def convert_policy(
+    name: PolicyName,
+    to: Annotated[
+        str, typer.Option(help="torchvision, python (Pillow), kornia, albumentations or timm.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")] = None,
+) -> None:
+    """Write a policy as code for another library, which then runs without Augury.
+
+    The header of the code says how many pixels come out equal, measured on the spot. What the
+    library cannot express is refused by name.
+    """
+    from search.run_folder import write_text
+    from spaces.errors import UserError
+    from spaces.exporters import convert
+    from spaces.schemes import policy_called
+
+    source = convert(policy_called(name), to)
+    if out is None:
+        print(source, end="")
+        return
+    try:
+        write_text(out, source)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    print(f"{to} code in {out}")
+
+
 def _print_json(content: Any) -> None:
     print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
 

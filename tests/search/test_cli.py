@@ -38,7 +38,9 @@ def augury(cache, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("word", ["", "search", "score", "export", "schemes"])
+@pytest.mark.parametrize(
+    "word", ["", "search", "score", "export", "schemes", "policy show", "policy convert"]
+)
 def test_help_teaches(augury, word):
     done = augury(*word.split(), "--help")
     assert done.returncode == 0
@@ -114,6 +116,21 @@ def test_scores_rank_policies_with_the_teacher_alone(augury, tmp_path):
     table = augury("score", "none", "cutmix", "--quiet", *TINY)
     assert "T.stddev" in table.stdout
     assert table.stderr == ""
+
+
+def test_a_policy_is_shown_and_converted(augury, tmp_path):
+    scheme("rand_augment+cutmix").save(tmp_path / "mine.json")
+    shown = augury("policy", "show", "mine.json", "--sheet", "sheet.png", "--rows", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert "7.1 %  rotate 9 degrees either way" in shown.stdout
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    done = augury("policy", "convert", "mine.json", "--to", "torchvision", "--out", "code.py")
+    assert done.returncode == 0, done.stderr
+    assert "Parity: 100.00 %" in (tmp_path / "code.py").read_text()
+    refused = augury("policy", "convert", "mine.json", "--to", "kornia", "--out", "other.py")
+    assert refused.returncode == 2
+    assert "kornia cannot express the mixing" in refused.stderr
+    assert not (tmp_path / "other.py").exists()
 
 
 def test_a_search_from_the_command_line_and_its_export(augury, tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from spaces import Chain, Operation, Policy, PolicyAugment, scheme
+from spaces.augment import BLOCK, CHUNK
 from spaces.draws import NO_PLACES, places
 from spaces.kernels import Drawn
 from spaces.operations import OPERATIONS
@@ -171,6 +172,38 @@ def test_workers_of_a_loader_draw_apart_and_anew_in_every_epoch():
     assert not torch.equal(epochs[0][0], epochs[1][0])
 
 
+def test_it_works_under_a_compiler():
+    images, labels = batch()
+    augment = scheme("rand_augment").augmenter(10)
+
+    @torch.compile(backend="eager")
+    def step(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        out, _ = augment(images, labels, epoch=0, sample_ids=torch.arange(12))
+        return out.float() / 255
+
+    expected, _ = augment(images, labels, epoch=0, sample_ids=torch.arange(12))
+    assert torch.equal(step(images, labels), expected.float() / 255)
+
+
+def test_large_batches_in_chunks_are_the_same(monkeypatch):
+    images, labels = batch(100, size=32)
+    augment = scheme("auto_augment_cifar10").augmenter(10)
+    whole, _ = augment(images, labels, epoch=0)
+    monkeypatch.setitem(CHUNK, "cpu", 7 * images[0].numel())
+    monkeypatch.setitem(BLOCK, "cpu", 3 * images[0].numel())
+    assert torch.equal(augment(images, labels, epoch=0)[0], whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [n for n in SCHEMES if n != "augmix"])
+def test_a_gpu_makes_the_same_pixels(name):
+    images, labels = batch(200, size=32)
+    augment = scheme(name).augmenter(10)
+    host, _ = augment(images, labels, epoch=0, teacher=teacher)
+    device, _ = augment(images.cuda(), labels.cuda(), epoch=0, teacher=teacher)
+    assert torch.equal(device.cpu(), host)
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "strided"])
 def test_memory_layout_does_not_matter(layout):
     images, labels = batch()
@@ -196,9 +229,16 @@ def test_memory_layout_does_not_matter(layout):
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0.0, 1.0]), "int64"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 10]), r"lie in 0\.\.9"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([-1, 1]), r"lie in 0\.\.9"),
+        (torch.zeros(2, 2, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), "1 or 3 channels"),
         (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), "empty"),
     ],
 )
 def test_what_is_no_batch_is_refused(images, labels, sentence):
     with pytest.raises(ValueError, match=sentence):
         scheme("none").augmenter(10)(images, labels)
+
+
+def test_as_many_sample_ids_as_images():
+    images, labels = batch()
+    with pytest.raises(ValueError, match="12 images need as many sample_ids, got 4"):
+        scheme("none").augmenter(10)(images, labels, epoch=0, sample_ids=torch.arange(4))
