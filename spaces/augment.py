@@ -187,7 +187,7 @@ class PolicyAugment(nn.Module):
 
 def _rows_of(images: Images, size: dict[str, int]) -> int:
     """How many images fit into that many bytes, one at least."""
-    return max(size[images.device.type] // math.prod(images.shape[1:]), 1)
+    return max(size.get(images.device.type, size["cpu"]) // math.prod(images.shape[1:]), 1)
 
 
 def blend_weights(width: int, alpha: float, ids: Ids, key: Key) -> npt.NDArray[np.float64]:

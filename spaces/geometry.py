@@ -9,6 +9,7 @@ pixels' own numbers; from then on the warp is one gather for all images of a bat
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from torch.nn.functional import grid_sample
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from spaces.kernels import Drawn, Images, Numbers, Resampling, upload
+from spaces.kernels import Drawn, Images, Numbers, Resampling, stream_of, upload
 
 # TrivialAugment has 62 maps for each of five operations: 26 MB at 96x96 pixels of 9 bytes, and at
 # 224x224 pixels of 5 bytes 47 MB, since large translations copy rectangles instead.
@@ -118,7 +119,7 @@ def _warped(images: Images, drawn: Drawn, move: Move) -> Images:
         matrices = [move(magnitude, height, width) for magnitude in drawn.magnitudes.tolist()]
         values = _sampled(images.float(), matrices, drawn.resampling)
         return (values if nearest else values.round_()).to(torch.int16).to(torch.uint8)
-    maps = _maps(height, width, images.device)
+    maps = _maps(height, width, images.device, stream_of(images.device))
     return _gathered(images, *maps.of(move, drawn.magnitudes), drawn.resampling.fill)
 
 
@@ -130,7 +131,8 @@ def _sampled(
     n, _, height, width = images.shape
     theta = upload(np.array(matrices, dtype=np.float32), images.device).view(n, 2, 3)
     half = torch.tensor([0.5 * width, 0.5 * height]).to(images.device, non_blocking=True)
-    grid = _pixels(height, width, images.device).expand(n, -1, -1).bmm(theta.transpose(1, 2) / half)
+    pixels = _pixels(height, width, images.device, stream_of(images.device)).expand(n, -1, -1)
+    grid = pixels.bmm(theta.transpose(1, 2) / half)
     grid = grid.view(n, height, width, 2)
     mode = resampling.interpolation.value
     if not resampling.fill:  # black is what the sampler itself puts beyond the border
@@ -144,7 +146,7 @@ def _sampled(
 
 
 @lru_cache(maxsize=4)
-def _pixels(height: int, width: int, device: torch.device) -> Float[Tensor, "1 hw 3"]:
+def _pixels(height: int, width: int, device: torch.device, _: int) -> Float[Tensor, "1 hw 3"]:
     """(x, y, 1) of every pixel, from the centre of the image."""
     x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, steps=width, device=device)
     y = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, steps=height, device=device)
@@ -172,6 +174,7 @@ class IndexMaps:
         self._size, self._device = (height, width), device
         wide = height * width <= LARGEST_WIDE_MAP
         self._number = torch.int64 if wide else torch.int32
+        self._lock = Lock()  # loaders may run in threads
         self._capacity = max(MAP_BUDGET // ((9 if wide else 5) * height * width), 1)
         self._forget()
 
@@ -179,6 +182,12 @@ class IndexMaps:
         self, move: Move, magnitudes: Numbers
     ) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
         """A map per magnitude: the pixel that each pixel comes from, and 255 where there is one."""
+        with self._lock:
+            return self._of(move, magnitudes)
+
+    def _of(
+        self, move: Move, magnitudes: Numbers
+    ) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
         keys = [(move, magnitude) for magnitude in magnitudes.tolist()]
         missing = [key for key in dict.fromkeys(keys) if key not in self._row_of]
         if len(self._row_of) + len(missing) > self._capacity:
@@ -215,7 +224,7 @@ class IndexMaps:
 
 
 @lru_cache(maxsize=4)
-def _maps(height: int, width: int, device: torch.device) -> IndexMaps:
+def _maps(height: int, width: int, device: torch.device, _: int) -> IndexMaps:
     return IndexMaps(height, width, device)
 
 

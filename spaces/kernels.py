@@ -54,6 +54,12 @@ def upload(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def stream_of(device: torch.device) -> int:
+    """The stream that work on `device` is queued in: what one stream makes and keeps, another may
+    read before it is there."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
 def per_image(values: Numbers, images: Tensor) -> Float[Tensor, "n 1 1 1"]:
     """One float32 number per image, to be broadcast over its pixels."""
     return upload(values.astype(np.float32), images.device).view(-1, 1, 1, 1)
@@ -126,8 +132,9 @@ def sharpness(images: Images, drawn: Drawn) -> Images:
     change = torch.empty_like(row)
     change[:edge], change[-edge:] = 0, 0
     torch.sub(boxes, middle, out=change[edge:-edge])
-    change = change.view_as(images).mul_(_interior(height, width, images.device))
-    return _to_uint8(values.addcmul_(change, per_image(-drawn.magnitudes, images)))
+    interior = _interior(height, width, images.device, stream_of(images.device))
+    change = change.view_as(images).mul_(interior)
+    return _to_uint8(values.addcmul_(change, per_image(1.0 - (1.0 + drawn.magnitudes), images)))
 
 
 def posterize(images: Images, drawn: Drawn) -> Images:
@@ -227,7 +234,7 @@ def _to_uint8(values: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
 
 
 @lru_cache(maxsize=16)
-def _interior(height: int, width: int, device: torch.device) -> Float[Tensor, "h w"]:
+def _interior(height: int, width: int, device: torch.device, _: int) -> Float[Tensor, "h w"]:
     mask = torch.zeros(height, width, device=device)
     mask[1:-1, 1:-1] = 1
     return mask
