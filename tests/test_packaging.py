@@ -62,7 +62,8 @@ def test_the_wheel_holds_every_module(wheel, repo_root):
     tracked = {
         path.relative_to(repo_root).as_posix()
         for room in ("search", "spaces", "trainers")
-        for path in (repo_root / room).rglob("*.py")
+        for pattern in ("*.py", "*.schema.json")
+        for path in (repo_root / room).rglob(pattern)
     }
     assert tracked <= set(wheel.namelist())
 
