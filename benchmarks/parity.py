@@ -3,8 +3,8 @@
     python benchmarks/parity.py
 
 Every operation of TrivialAugment at 31 strengths and both signs, on smooth noisy images of 32x32:
-the share of pixels that differ, by how much on average and at most, of 255. Beside it the engine, by
-the same measure. A Markdown table, then one JSON object.
+the share of pixels that differ, by how much on average and at most, of 255. Beside it the engine,
+by the same measure. A Markdown table, then one JSON object.
 """
 
 import json
