@@ -85,7 +85,8 @@ def convert(policy: Policy, to: str) -> str:
     _refuse(policy, to, target)
     body = _source(policy, to, target)
     equal, off = parity(policy, target, body)
-    title = f"Augmentation policy {policy}"
+    # A name is the user's: it must not end the docstring that it stands in.
+    title = f"Augmentation policy {policy}".replace("\\", "/").replace('"', "'")
     library = f"{to} {version(_DISTRIBUTIONS.get(to, to))}"
     header = (
         f'"""{textwrap.shorten(title, 90, placeholder=" ...")}\n\n'

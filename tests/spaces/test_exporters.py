@@ -1,5 +1,6 @@
 """Policies as code for other libraries: each file is run by its own library, without ours."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -122,6 +123,14 @@ def test_torchvision_expresses_every_scheme(name, tmp_path):
 def test_what_a_library_cannot_express_is_refused_by_name(name, target, sentence):
     with pytest.raises(UserError, match=sentence):
         convert(scheme(name), target)
+
+
+@pytest.mark.parametrize("name", ['"""; import os', "back\\", "'quoted'", "x" * 300])
+def test_a_name_stays_within_its_docstring(name):
+    source = convert(scheme("flip_crop").model_copy(update={"name": name}), "torchvision")
+    first = ast.parse(source).body
+    assert isinstance(first[0], ast.Expr)
+    assert isinstance(first[1], ast.Import)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):
