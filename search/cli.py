@@ -174,13 +174,14 @@ def show_policy(
     sheet: Annotated[
         Path | None, typer.Option(help="PNG to draw: rows of images, several draws each.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, max=50, help="Images on the sheet.")] = 6,
+    rows: Annotated[int, typer.Option(min=1, max=50, help="Images, one of a class.")] = 6,
     draws: Annotated[int, typer.Option(min=1, max=50, help="Draws of each.")] = 8,
     config: Annotated[Path | None, typer.Option(help="YAML file with the data to draw.")] = None,
 ) -> None:
     """Say in words what a policy does, and draw it on the data."""
     from search.config import load_config
     from spaces.description import contact_sheet, describe, one_of_each
+    from spaces.errors import UserError
     from spaces.schemes import policy_called
     from trainers.datasets import load_splits
 
@@ -188,7 +189,10 @@ def show_policy(
     if sheet is not None:
         train = load_splits(load_config(config).data).train
         images = train.images[one_of_each(train.labels, rows)]
-        contact_sheet(found, images, sheet, draws=draws)
+        try:
+            contact_sheet(found, images, sheet, draws=draws)
+        except OSError as error:
+            raise UserError(f"{sheet}: cannot be written: {error.strerror}") from None
     print("\n".join(describe(found)))
     if sheet is not None:
         print(f"contact sheet  {sheet}")

@@ -41,7 +41,7 @@ class ExploreConfig(Frozen):
     space: SpaceSpec = SpaceSpec()
     warm_start: Annotated[
         tuple[str, ...],
-        Field(strict=False, description="schemes and policy files that are asked first"),
+        Field(strict=False, description="schemes and policy files asked first, on data.base"),
     ] = (
         "none",
         "trivial_augment",

@@ -6,6 +6,8 @@ kernel gets its images at once, with a magnitude for each of them.
 
 import logging
 import math
+import operator
+from typing import SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +68,7 @@ class PolicyAugment(nn.Module):
         images: Tensor,
         labels: Tensor,
         *,
-        epoch: int | None = None,
+        epoch: SupportsIndex | None = None,
         sample_ids: Int64[Tensor, " n"] | None = None,
         teacher: Teacher | None = None,
     ) -> tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]:
@@ -87,10 +89,11 @@ class PolicyAugment(nn.Module):
         seed = self.seed if worker is None or epoch is not None else worker.seed
         if epoch is None:
             epoch, self._calls = self._calls, self._calls + 1
-        out = self._in_chunks(images, ids, (seed, epoch))
+        now = operator.index(epoch)
+        out = self._in_chunks(images, ids, (seed, now))
         targets = one_hot(labels, self.num_classes).to(torch.float32)
         if self.policy.mixing is not None:
-            key = (seed, epoch, int(ids[0]), "mixing")
+            key = (seed, now, int(ids[0]), "mixing")
             out, targets = mix(out, targets, self.policy.mixing, ids, key, teacher=teacher)
         return out, targets
 

@@ -27,6 +27,10 @@ def describe(policy: Policy) -> list[str]:
     lines += _chains(policy)
     if policy.mixing:
         lines.append(_mixing(policy.mixing))
+    if (policy.interpolation, policy.fill) != ("nearest", 0):
+        lines.append(
+            f"pixels by {policy.interpolation} interpolation, what is empty is {policy.fill}"
+        )
     if len(lines) == 1:
         lines.append("does nothing")
     return lines
@@ -64,10 +68,11 @@ def _operation(operation: Operation) -> str:
 
 
 def _mixing(mixing: Mixing) -> str:
+    keep = 100 * (mixing.keep or 0.5)
     what = {
         "cutmix": "a box of another image is pasted in (CutMix)",
         "mixup": "two images are blended (MixUp)",
-        "cutmix_pick": "of many CutMix images those stay that the teacher is least certain of",
+        "cutmix_pick": f"of CutMix images the {keep:g} % that puzzle the teacher most stay",
     }[mixing.name]
     share = "" if mixing.probability == 1 else f", {100 * mixing.probability:g} % of the time"
     return f"then {what}, lambda from Beta({mixing.alpha:g}) per {mixing.per}{share}"

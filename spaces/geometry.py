@@ -146,6 +146,7 @@ def _sampled(
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)
 def _pixels(height: int, width: int, device: torch.device, _: int) -> Float[Tensor, "1 hw 3"]:
     """(x, y, 1) of every pixel, from the centre of the image."""
     x = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, steps=width, device=device)
@@ -182,7 +183,8 @@ class IndexMaps:
         self, move: Move, magnitudes: Numbers
     ) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
         """A map per magnitude: the pixel that each pixel comes from, and 255 where there is one."""
-        with self._lock:
+        # Made in inference mode, the maps could not be added to outside it.
+        with self._lock, torch.inference_mode(mode=False):
             return self._of(move, magnitudes)
 
     def _of(
@@ -224,6 +226,7 @@ class IndexMaps:
 
 
 @lru_cache(maxsize=4)
+@torch.inference_mode(mode=False)
 def _maps(height: int, width: int, device: torch.device, _: int) -> IndexMaps:
     return IndexMaps(height, width, device)
 

@@ -39,9 +39,6 @@ class Drawn:
     places: Numbers
     resampling: Resampling = Resampling()
 
-    def take(self, rows: npt.NDArray[np.intp]) -> "Drawn":
-        return Drawn(self.magnitudes[rows], self.places[rows], self.resampling)
-
 
 Kernel = Callable[[Images, Drawn], Images]
 
@@ -234,6 +231,7 @@ def _to_uint8(values: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)
 def _interior(height: int, width: int, device: torch.device, _: int) -> Float[Tensor, "h w"]:
     mask = torch.zeros(height, width, device=device)
     mask[1:-1, 1:-1] = 1

@@ -90,13 +90,20 @@ class Operation(Frozen):
         return self.name == "identity" or self.probability == 0 or neutral
 
     def normalised(self) -> "Operation":
-        """A range of one value as that value, and whole units where the kernel rounds to them."""
+        """A range of one value as that value, and the value that the kernel rounds to."""
         magnitude = self.magnitude
-        if isinstance(magnitude, Range) and magnitude.low == magnitude.high:
+        if isinstance(magnitude, Range) and self._rounded(magnitude.low) == self._rounded(
+            magnitude.high
+        ):
             magnitude = magnitude.low
-        if isinstance(magnitude, float) and self.kind.whole:
-            magnitude = float(round(magnitude))
+        if isinstance(magnitude, float):
+            magnitude = self._rounded(magnitude)
         return self.model_copy(update={"magnitude": magnitude})
+
+    def _rounded(self, magnitude: float) -> float:
+        if self.name == "solarize":  # values are whole, and those at the threshold are inverted
+            magnitude = math.ceil(magnitude)
+        return float(round(magnitude)) if self.kind.whole else magnitude + 0.0  # not -0.0
 
     def __str__(self) -> str:
         magnitude = self.magnitude
@@ -115,8 +122,9 @@ class Chain(Frozen):
 
     def normalised(self) -> "Chain":
         """Without operations that change nothing, and fixed magnitudes where a range is one."""
-        kept = (o.normalised() for o in self.operations if not o.changes_nothing)
-        return self.model_copy(update={"operations": tuple(kept)})
+        operations = (operation.normalised() for operation in self.operations)
+        kept = tuple(operation for operation in operations if not operation.changes_nothing)
+        return self.model_copy(update={"operations": kept})
 
     def __str__(self) -> str:
         return " > ".join(map(str, self.operations)) or "identity"
@@ -136,6 +144,10 @@ def _merged(chains: Iterable[Chain]) -> tuple[Chain, ...]:
     return tuple(sorted(merged, key=lambda chain: chain.model_dump_json()))
 
 
+# Below, most variables are 0 or 1 in floating point and their ratio is undefined.
+Alpha = Annotated[float, Field(ge=0.05, le=1000)]
+
+
 class Blend(Frozen):
     """AugMix (arXiv 1912.02781): the image blended with `width` augmented versions of itself.
 
@@ -143,7 +155,7 @@ class Blend(Frozen):
     """
 
     width: Annotated[int, Field(ge=1, le=8)] = 3
-    alpha: Positive = 1.0
+    alpha: Alpha = 1.0
 
     def __str__(self) -> str:
         return f"blend of {self.width}" + ("" if self.alpha == 1 else f" alpha={self.alpha:g}")
@@ -162,10 +174,10 @@ class Mixing(Frozen):
     """
 
     name: Literal["cutmix", "mixup", "cutmix_pick"]
-    alpha: Positive = 1.0
+    alpha: Alpha = 1.0
     probability: Probability = 1.0
     per: Literal["batch", "image"] = "batch"
-    keep: Annotated[float, Field(gt=0, lt=1)] | None = None
+    keep: Annotated[float, Field(ge=0.05, lt=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -315,10 +327,11 @@ SCHEMA_FILE = Path(__file__).with_name("policy.schema.json")
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a policy file. Ranges of magnitudes depend on the operation and are
-    checked on loading."""
+    """The JSON schema of a policy file. What depends on two keys at once, above all the range of a
+    magnitude, is checked on loading."""
     schema = Policy.model_json_schema()
     names = list(OPERATIONS)
+    schema["required"] = ["version"]
     schema["$defs"]["Operation"]["properties"]["name"]["enum"] = names
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -7,6 +7,7 @@ which batches, workers or trials run does not matter. The mixing function is Spl
 """
 
 import hashlib
+import operator
 from functools import lru_cache
 
 import numpy as np
@@ -59,6 +60,6 @@ def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 @lru_cache(maxsize=4096)
 def _as_word(part: int | str) -> int:
-    if isinstance(part, int):
-        return part % 2**64
+    if not isinstance(part, str):
+        return operator.index(part) % 2**64
     return int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "big")

@@ -1,8 +1,11 @@
 """The named policies of the literature, each with the paper that it comes from.
 
-Magnitudes are torchvision's, in physical units. `NAME+cutmix`, `NAME+mixup` and `NAME+cutmix_pick`
-put a mixing behind any scheme that has none, and `rand_augment(N,M)` is RandAugment with N
-operations at level M.
+Magnitudes are torchvision's, in physical units and exact: its float32 bins fall a hair short of
+some of them, so that TrivialAugment's middle shift at 32 pixels is 15 there and 16 here, and a
+solarize threshold of RandAugment may differ by one value.
+
+`NAME+cutmix`, `NAME+mixup` and `NAME+cutmix_pick` put a mixing behind any scheme that has none, and
+`rand_augment(N,M)` is RandAugment with N operations at level M.
 """
 
 import re
@@ -84,7 +87,10 @@ _AUGMIX_OPERATIONS = tuple(n for n in TRIVIAL_AUGMENT_OPERATIONS if n != "identi
 
 
 def augmix(severity: int = 3, width: int = 3, depth: int = 3, alpha: float = 1.0) -> Policy:
-    """AugMix: the image blended with `width` versions, each of 1 to `depth` operations."""
+    """AugMix: the image blended with `width` versions, each of 1 to `depth` operations.
+
+    `severity` is 1 to 5: beyond, torchvision's space leaves less than two bits.
+    """
 
     def operation(name: str) -> Operation:
         if name not in _AUGMIX:
@@ -294,10 +300,14 @@ SCHEMES: dict[str, Scheme] = {
 def policy_called(name: str) -> Policy:
     """The policy in the file `name` if it ends in .json or is one, else the scheme of that name."""
     path = Path(name)
-    return load_policy(path) if path.suffix.lower() == ".json" or path.is_file() else scheme(name)
+    try:
+        is_file = path.suffix.lower() == ".json" or path.is_file()
+    except OSError:  # a name too long for a file
+        is_file = False
+    return load_policy(path) if is_file else scheme(name)
 
 
-_RAND_AUGMENT = re.compile(r"rand_augment\((\d{1,9}),\s*(\d{1,9})\)")
+_RAND_AUGMENT = re.compile(r"rand_augment\(([0-9]{1,9}),\s*([0-9]{1,9})\)")
 
 
 def scheme(name: str) -> Policy:

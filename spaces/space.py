@@ -23,6 +23,12 @@ STEP = 0.1  # of strength and probability: finer differences drown in the spread
 _GRID = round(1 / STEP)
 
 
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("every name may be there once")
+    return names
+
+
 def _known(kind: str, valid: Iterable[str]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in valid:
@@ -38,15 +44,18 @@ class SpaceSpec(Frozen):
     operations: Annotated[
         tuple[Annotated[str, _known("operation", OPERATIONS)], ...],
         Field(strict=False, min_length=1, description="what chains are composed of"),
+        AfterValidator(_once),
     ] = TRIVIAL_AUGMENT_OPERATIONS
     max_operations: Annotated[int, Field(ge=1, le=5, description="of a composed chain")] = 3
     schemes: Annotated[
         tuple[Annotated[str, _known("scheme", SCHEMES)], ...],
         Field(strict=False, description="named policies that no single chain can express"),
+        AfterValidator(_once),
     ] = ("trivial_augment", "rand_augment", "auto_augment_cifar10", "auto_augment_svhn")
     mixings: Annotated[
         tuple[Literal["none", "cutmix", "mixup", "cutmix_pick"], ...],
         Field(strict=False, min_length=1, description="what may follow either"),
+        AfterValidator(_once),
     ] = ("none", "cutmix", "mixup")
 
 
@@ -62,8 +71,9 @@ class Trial(Protocol):
 class PolicySpace:
     """Composed policies together with `named` ones; picklable, and callable as Optuna's space.
 
-    Every candidate stands on `base`, the chain that belongs to the data set. `including` puts any
-    policy at all into the space, so that it can be asked first.
+    Every candidate stands on `base`, the chain that belongs to the data set, whatever its own base
+    was. `including` puts any policy at all into the space, so that it can be asked first; those
+    are `asked` as they are, and no mixing of the space follows them.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class PolicySpace:
         *,
         base: Chain | None = None,
         named: Sequence[Policy] | None = None,
+        asked: Sequence[Policy] = (),
         image_size: tuple[int, int] | None = None,
     ) -> None:
         self.spec = spec or SpaceSpec()
@@ -79,9 +90,15 @@ class PolicySpace:
         if named is None:
             named = [scheme(name) for name in self.spec.schemes]
         self.named: dict[str, Policy] = {}
-        for policy in named:  # two files may give different policies one name
-            taken = policy.name is None or policy.name in self.named
-            self.named[policy.identity if taken else str(policy.name)] = policy
+        self._as_it_is: set[str] = set()  # names of policies that no mixing may follow
+        for policy in (*named, *asked):
+            name = policy.name or policy.identity
+            if name in self.named:  # two files may give different policies one name
+                name = f"{name} ({policy.identity})"
+            self.named[name] = policy
+            if policy.mixing is not None or len(self.named) > len(named):
+                self._as_it_is.add(name)
+        self._named, self._asked = tuple(named), tuple(asked)
         self.image_size = image_size
         lengths = range(1, self.spec.max_operations + 1)
         self._forms = [f"operations_{n}" for n in lengths] + [SCHEME] * bool(self.named)
@@ -93,8 +110,13 @@ class PolicySpace:
         outside = {p.on(self.base).identity: p for p in policies if self._find(p) is None}
         if not outside:
             return self
-        named = [*self.named.values(), *outside.values()]
-        return PolicySpace(self.spec, base=self.base, named=named, image_size=self.image_size)
+        return PolicySpace(
+            self.spec,
+            base=self.base,
+            named=self._named,
+            asked=(*self._asked, *outside.values()),
+            image_size=self.image_size,
+        )
 
     @property
     def size(self) -> int:
@@ -105,7 +127,8 @@ class PolicySpace:
             position += 1 if name == "identity" else strengths * _GRID
         lengths = range(1, self.spec.max_operations + 1)
         composed = sum(position**length for length in lengths) * len(self.spec.mixings)
-        return composed + len(self.named) * len(self.spec.mixings)
+        mixed = len(self.named) - len(self._as_it_is)
+        return composed + mixed * len(self.spec.mixings) + len(self._as_it_is)
 
     def __call__(self, trial: Trial) -> dict[str, str]:
         """What Ray's OptunaSearch puts beside the parameters into a trial's config."""
@@ -115,7 +138,10 @@ class PolicySpace:
         """The policy that `trial` stands for, without operations that change nothing."""
         form = trial.suggest_categorical("form", self._forms)
         if form == SCHEME:
-            policy = self.named[trial.suggest_categorical("scheme", list(self.named))]
+            called = trial.suggest_categorical("scheme", list(self.named))
+            policy = self.named[called]
+            if called in self._as_it_is:
+                return self._finished(policy)
         else:
             positions = range(1, self._forms.index(form) + 2)
             operations = tuple(self._operation(trial, position) for position in positions)
@@ -126,6 +152,9 @@ class PolicySpace:
             policy = policy.model_copy(
                 update={"mixing": Mixing.model_validate({"name": mixing}), "name": name}
             )
+        return self._finished(policy)
+
+    def _finished(self, policy: Policy) -> Policy:
         policy = policy.on(self.base).normalised()
         name = policy.name or self._names.get(policy.identity)
         return policy.model_copy(update={"name": name, "image_size": self.image_size})
@@ -155,9 +184,12 @@ class PolicySpace:
     def _as_named(self, policy: Policy) -> list[dict[str, Any]]:
         mixing = policy.mixing.name if policy.mixing else "none"
         mixings = dict.fromkeys(m for m in (mixing, *self.spec.mixings) if m in self.spec.mixings)
-        return [
-            {"form": SCHEME, "scheme": name, "mixing": m} for name in self.named for m in mixings
-        ]
+        found: list[dict[str, Any]] = []
+        for name in self.named:
+            params = {"form": SCHEME, "scheme": name}
+            mixed = [params | {"mixing": m} for m in mixings]
+            found += [params] if name in self._as_it_is else mixed
+        return found
 
     def _operation(self, trial: Trial, position: int) -> Operation:
         name = trial.suggest_categorical(f"operation_{position}", self.spec.operations)

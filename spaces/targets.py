@@ -179,7 +179,7 @@ TARGETS: dict[str, Target] = {
     ),
     "kornia": Target(
         package="kornia",
-        image="uint8 tensor (C, H, W)",
+        image="uint8 tensor (3, H, W)",
         imports="""
             import torch
             from kornia import color, enhance, filters, geometry

@@ -242,3 +242,20 @@ def test_as_many_sample_ids_as_images():
     images, labels = batch()
     with pytest.raises(ValueError, match="12 images need as many sample_ids, got 4"):
         scheme("none").augmenter(10)(images, labels, epoch=0, sample_ids=torch.arange(4))
+
+
+def test_inference_mode_leaves_nothing_behind_that_cannot_be_used_outside_it():
+    images, labels = batch(size=23)
+    augment = scheme("trivial_augment").augmenter(10)
+    with torch.inference_mode():
+        augment(images, labels, epoch=0)
+    for epoch in range(5):
+        out, _ = augment(images, labels, epoch=epoch)
+        assert not out.is_inference()
+
+
+def test_an_epoch_may_be_any_whole_number():
+    images, labels = batch()
+    augment = scheme("trivial_augment").augmenter(10)
+    expected, _ = augment(images, labels, epoch=77_777)
+    assert torch.equal(augment(images, labels, epoch=np.int64(77_777))[0], expected)

@@ -216,6 +216,38 @@ def test_a_range_of_one_value_is_that_value():
     assert fixed.model_copy(update={"fill": 3}).identity != fixed.identity
 
 
+@pytest.mark.parametrize(
+    ("name", "magnitude"),
+    [
+        ("posterize", 7.6),
+        ("posterize", Range(low=7.6, high=8.0)),
+        ("solarize", 255.5),
+        ("rotate", -0.0),
+        ("crop", 0.0),
+    ],
+)
+def test_what_the_kernel_rounds_to_nothing_is_nothing(name, magnitude):
+    operation = Operation(name=name, magnitude=magnitude)
+    policy = Policy(chains=(Chain(operations=(operation,)),))
+    assert policy.identity == policy.normalised().identity == Policy().identity
+    images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8)
+    out, _ = policy.augmenter(1)(images, torch.zeros(9, dtype=torch.int64))
+    assert torch.equal(out, images)
+
+
+def test_an_alpha_whose_variables_vanish_is_refused():
+    for part in (Mixing, Blend):
+        content = {"name": "mixup"} if part is Mixing else {}
+        with pytest.raises(ValidationError, match=r"greater than or equal to 0\.05"):
+            part.model_validate(content | {"alpha": 1e-3})
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.05"):
+        Mixing(name="cutmix_pick", keep=1e-12)
+    smallest = Mixing(name="mixup", alpha=0.05, per="image")
+    images = torch.randint(0, 256, (500, 3, 4, 4), dtype=torch.uint8)
+    _, targets = Policy(mixing=smallest).augmenter(1)(images, torch.zeros(500, dtype=torch.int64))
+    torch.testing.assert_close(targets, torch.ones(500, 1))
+
+
 def test_a_policy_found_at_another_size_scales_fractions_and_refuses_pixels(caplog):
     images, labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.tensor([0, 0])
     shift = Operation(name="translate_x", magnitude=0.5)

@@ -109,6 +109,21 @@ def test_policies_of_one_name_are_asked_apart():
     assert space.including([first, second]) is space
 
 
+def test_any_policy_can_be_asked_whatever_mixings_the_space_has():
+    space = PolicySpace(SpaceSpec(mixings=("cutmix",)))
+    composed = Policy(chains=(Chain(operations=(Operation(name="hue", magnitude=0.123),)),))
+    for policy in (scheme("none"), scheme("trivial_augment"), composed, scheme("cutout+mixup")):
+        assert asked_first(policy, space).identity == policy.identity
+        assert space.including([policy]).size == space.size + 1
+
+
+def test_no_policy_is_in_the_space_once_per_mixing_that_it_cannot_have():
+    space = PolicySpace(SpaceSpec(schemes=("cutmix", "augmix")))
+    assert space.size == PolicySpace(SpaceSpec(schemes=())).size + 1 + 3
+    with pytest.raises(ValidationError, match="every name may be there once"):
+        SpaceSpec(mixings=("none", "none"))
+
+
 def test_every_policy_stands_on_the_base_of_the_data():
     base = Chain(operations=(Operation(name="flip", probability=0.5),))
     space = PolicySpace(base=base)
