@@ -75,7 +75,6 @@ TARGETS: dict[str, Target] = {
                 return image.shape[-1]
         """,
         expressions={
-            "identity": "image",
             "shear_x": _TV_AFFINE.format(
                 translate="[0, 0]", shear=f"[{_SLOPE}, 0.0]", center="[0, 0]"
             ),
@@ -148,7 +147,6 @@ TARGETS: dict[str, Target] = {
                 return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
         """,
         expressions={
-            "identity": "image",
             "shear_x": "warped(image, (1, magnitude, 0, 0, 1, 0))",
             "shear_y": "warped(image, (1, 0, 0, magnitude, 1, 0))",
             "translate_x": "warped(image, (1, 0, -int(magnitude * image.width), 0, 1, 0))",
@@ -211,7 +209,6 @@ TARGETS: dict[str, Target] = {
         before="image.unsqueeze(0).float() / 255",
         after="(image.squeeze(0) * 255).round().clamp(0, 255).to(torch.uint8)",
         expressions={
-            "identity": "image",
             "shear_x": "warped(image, [[1.0, -magnitude, -magnitude / 2], [0.0, 1.0, 0.0]])",
             "shear_y": "warped(image, [[1.0, 0.0, 0.0], [-magnitude, 1.0, -magnitude / 2]])",
             "translate_x": "warped(image, [[1.0, 0.0, float(int(magnitude * width(image)))], "
@@ -272,7 +269,6 @@ TARGETS: dict[str, Target] = {
                 return once(A.ColorJitter(**still | change), image)
         """,
         expressions={
-            "identity": "image",
             "translate_x": "shifted(image, int(magnitude * width(image)), 0)",
             "translate_y": "shifted(image, 0, int(magnitude * height(image)))",
             "rotate": "affine(image, rotate=(magnitude, magnitude))",
@@ -307,7 +303,6 @@ TARGETS: dict[str, Target] = {
                 return dict(resample=INTERPOLATION, fillcolor=(FILL,) * 3)
         """,
         expressions={
-            "identity": "image",
             "shear_x": "T.shear_x(image, magnitude, **options())",
             "shear_y": "T.shear_y(image, magnitude, **options())",
             "translate_x": "T.translate_x_abs(image, -int(magnitude * image.width), **options())",
