@@ -7,6 +7,7 @@ kernel gets its images at once, with a magnitude for each of them.
 import logging
 import math
 import operator
+from collections.abc import Iterator
 from typing import SupportsIndex
 
 import numpy as np
@@ -30,6 +31,8 @@ from spaces.policy import Policy
 # in the cache of a core, and in a small part of a GPU's memory.
 CHUNK = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
 BLOCK = {"cpu": 2**19, "cuda": 64 * 2**20}  # of them, what one call of a kernel gets
+
+Batch = tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]
 
 log = logging.getLogger("augury")
 
@@ -71,7 +74,7 @@ class PolicyAugment(nn.Module):
         epoch: SupportsIndex | None = None,
         sample_ids: Int64[Tensor, " n"] | None = None,
         teacher: Teacher | None = None,
-    ) -> tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]:
+    ) -> Batch:
         """Augments images (N, C, H, W) uint8, C 1 or 3, with labels (N,) int64.
 
         Returns new images and targets (N, num_classes) float32 whose rows sum to 1. Rows keep
@@ -80,22 +83,56 @@ class PolicyAugment(nn.Module):
         and type (checked here: a user's loop runs no shape checker), and UserError where the policy
         is not meant for images of this size.
         """
+        (batch,) = self.batches(
+            images,
+            labels,
+            batch_size=max(len(images), 1),
+            epoch=epoch,
+            sample_ids=sample_ids,
+            teacher=teacher,
+        )
+        return batch
+
+    @torch.no_grad()
+    def batches(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        epoch: SupportsIndex | None = None,
+        sample_ids: Int64[Tensor, " n"] | None = None,
+        teacher: Teacher | None = None,
+    ) -> Iterator[Batch]:
+        """Augments all images at once and mixes them in batches of `batch_size`, the last short.
+
+        With `epoch` and `sample_ids` these are the batches that one call for each of them returns,
+        for less: a call for 64 small images takes mostly what every call takes. Takes and raises
+        what a call does.
+        """
         _check(images, labels, self.num_classes)
         self._check_size(images.shape[-2:])
         if sample_ids is not None and len(sample_ids) != len(images):
             raise ValueError(f"{len(images)} images need as many sample_ids, got {len(sample_ids)}")
         ids = np.arange(len(images)) if sample_ids is None else sample_ids.numpy(force=True)
-        worker = get_worker_info()
-        seed = self.seed if worker is None or epoch is not None else worker.seed
-        if epoch is None:
-            epoch, self._calls = self._calls, self._calls + 1
-        now = operator.index(epoch)
-        out = self._in_chunks(images, ids, (seed, now))
+        key = self._key(epoch)
+        out = self._in_chunks(images, ids, key)
         targets = one_hot(labels, self.num_classes).to(torch.float32)
-        if self.policy.mixing is not None:
-            key = (seed, now, int(ids[0]), "mixing")
-            out, targets = mix(out, targets, self.policy.mixing, ids, key, teacher=teacher)
-        return out, targets
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            batch = out[part], targets[part]
+            if self.policy.mixing is not None:
+                mixing_key = (*key, int(ids[start]), "mixing")
+                batch = mix(*batch, self.policy.mixing, ids[part], mixing_key, teacher=teacher)
+            yield batch
+
+    def _key(self, epoch: SupportsIndex | None) -> tuple[int, int]:
+        """Seed and epoch of a call; without an epoch the calls are counted."""
+        if epoch is not None:
+            return self.seed, operator.index(epoch)
+        worker = get_worker_info()
+        self._calls += 1
+        return self.seed if worker is None else worker.seed, self._calls - 1
 
     def _in_chunks(self, images: Images, ids: Ids, key: Key) -> Images:
         rows = _rows_of(images, CHUNK)

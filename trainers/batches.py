@@ -10,6 +10,8 @@ from torch import Tensor
 from spaces import PolicyAugment, randomness
 from trainers.datasets import Labelled
 
+AHEAD = 512  # images that are augmented together, where batches are smaller
+
 
 def steps_per_epoch(count: int, repeats: int, batch_size: int) -> int:
     """Batches in one epoch; the last may be short."""
@@ -36,9 +38,15 @@ def augmented_batches(
     count = len(data.labels)
     rng = randomness.generator(seed, epoch, "order")
     order = np.concatenate([rng.permutation(count) + count * r for r in range(repeats)])
-    for start in range(0, len(order), batch_size):
-        sample_ids = torch.from_numpy(order[start : start + batch_size])
-        batch = data.take((sample_ids % count).to(data.labels.device))
-        yield augment(
-            batch.images, batch.labels, epoch=epoch, sample_ids=sample_ids, teacher=teacher
+    ahead = max(AHEAD // batch_size, 1) * batch_size
+    for start in range(0, len(order), ahead):
+        sample_ids = torch.from_numpy(order[start : start + ahead])
+        some = data.take((sample_ids % count).to(data.labels.device))
+        yield from augment.batches(
+            some.images,
+            some.labels,
+            batch_size=batch_size,
+            epoch=epoch,
+            sample_ids=sample_ids,
+            teacher=teacher,
         )

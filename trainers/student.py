@@ -48,7 +48,7 @@ class StudentRecipe(Frozen):
             ge=0,
             description="epochs between updates of EWGS's delta, the first at once; 0: none",
         ),
-    ] = 3
+    ] = 5
     curvature_draws: Annotated[int, Field(ge=1, le=50)] = 5
 
 
@@ -170,7 +170,8 @@ class StudentTrainer:
                     "weight_decay": recipe.weight_decay,
                 },
                 {"params": quantizers, "lr": recipe.quantizer_learning_rate},
-            ]
+            ],
+            fused=True,  # one kernel for all parameters, on CPU as on CUDA
         )
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -259,3 +259,18 @@ def test_an_epoch_may_be_any_whole_number():
     augment = scheme("trivial_augment").augmenter(10)
     expected, _ = augment(images, labels, epoch=77_777)
     assert torch.equal(augment(images, labels, epoch=np.int64(77_777))[0], expected)
+
+
+@pytest.mark.parametrize("name", ["rand_augment+cutmix", "augmix", "trivial_augment+mixup"])
+def test_batches_that_are_augmented_together_are_those_of_single_calls(name):
+    images = torch.randint(0, 256, (23, 3, 12, 12), dtype=torch.uint8)
+    labels, ids = torch.arange(23) % 5, torch.arange(100, 123)
+    augment = scheme(name).augmenter(5, seed=3)
+    together = augment.batches(images, labels, batch_size=8, epoch=2, sample_ids=ids)
+    apart = [
+        augment(images[part], labels[part], epoch=2, sample_ids=ids[part])
+        for part in (slice(0, 8), slice(8, 16), slice(16, 23))
+    ]
+    for one, other in zip(together, apart, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainers.quantization import update_deltas
-from trainers.quantization.ewgs import EWGSLayer, ewgs_round
+from trainers.quantization.ewgs import EWGSLayer, discretize
 
 Loss = Callable[[], torch.Tensor]
 
@@ -78,7 +78,8 @@ def test_a_loss_that_fails_leaves_no_layer_looking_on(layer):
 def test_delta_pushes_a_value_to_where_its_gradient_wants_it():
     """Equation 5: a positive gradient counts more above its level than below it."""
     unit = torch.tensor([0.30, 0.36], dtype=torch.float64, requires_grad=True)  # level 1/3
-    ewgs_round(unit, 4, torch.tensor(0.5, dtype=torch.float64)).sum().backward()
+    lower, upper, delta = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 1.0, 0.5))
+    discretize(unit, lower, upper, 4, delta).sum().backward()
     assert unit.grad[0] < 1 < unit.grad[1]
 
 

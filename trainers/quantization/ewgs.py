@@ -27,26 +27,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class _Round(torch.autograd.Function):
-    """Rounding to L levels of [0, 1] with the scaled gradient; twice differentiable in g."""
+class _Discretize(torch.autograd.Function):
+    """Equations 1 and 2 and their gradients as one node; twice differentiable in `grad` alone.
+
+    Chained from torch's own functions these element-wise steps take half the time of a student.
+    A pass in place costs a third of one that allocates, and the kernel of hardtanh's gradient,
+    which is that of clamp, a tenth of `where`.
+    """
 
     @staticmethod
-    def forward(ctx, unit: Tensor, levels: int, delta: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        rounded = torch.round(unit * (levels - 1)) / (levels - 1)
-        ctx.save_for_backward(unit - rounded, delta)
-        return rounded
+    def forward(  # type: ignore[no-untyped-def]  # noqa: PLR0917 (apply takes no keywords)
+        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, delta: Tensor
+    ) -> Tensor:
+        steps = levels - 1
+        position = (x - lower).mul_(steps / (upper - lower))
+        error = position.clamp(0, steps)
+        out = error.round()
+        error.sub_(out)
+        out.div_(steps)
+        ctx.save_for_backward(position, error, out, upper - lower, delta)
+        ctx.steps = steps
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-        error, delta = ctx.saved_tensors
-        return grad * (1 + delta * torch.sign(grad) * error), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        position, error, out, span, delta = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(grad, position, 0, ctx.steps)
+        # sign(g) g is |g|, and where x was clamped there is no error.
+        slope = torch.addcmul(inside, grad.abs().mul_(delta / ctx.steps), error).div_(span)
+        flat = slope.flatten()
+        by_upper = -(flat.dot(out.flatten()) + flat.dot(error.flatten()) / ctx.steps)
+        return slope, -flat.sum() - by_upper, by_upper, None, None
 
 
-def ewgs_round(
-    unit: Float[Tensor, "*shape"], levels: int, delta: Float[Tensor, ""]
+def discretize(
+    x: Float[Tensor, "*shape"],
+    lower: Float[Tensor, ""],
+    upper: Float[Tensor, ""],
+    levels: int,
+    delta: Float[Tensor, ""],
 ) -> Float[Tensor, "*shape"]:
-    """`unit`, values in [0, 1], on the nearest of `levels` levels; gradient by equation 5."""
-    out: Tensor = _Round.apply(unit, levels, delta)
+    """`x` on the nearest of `levels` levels between `lower` and `upper`, as a value in [0, 1].
+
+    Gradients for `x` and the bounds pass the rounding by equation 5.
+    """
+    out: Tensor = _Discretize.apply(x, lower, upper, levels, delta)
     return out
 
 
@@ -69,8 +94,7 @@ class Discretizer(nn.Module):
             self.upper.fill_(max(upper, lower + 1e-6 * max(1.0, abs(lower))))
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        unit = ((x - self.lower) / (self.upper - self.lower)).clamp(0, 1)
-        return ewgs_round(unit, self.levels, self.delta)
+        return discretize(x, self.lower, self.upper, self.levels, self.delta)
 
 
 class EWGSLayer(nn.Module):
@@ -100,7 +124,7 @@ class EWGSLayer(nn.Module):
         spread = float(x.std()) / math.sqrt(1 - 2 / math.pi)
         self.activation_quantizer.set_bounds(float(x.min()), 3 * spread)
         self.output_scale.fill_(1.0)
-        exact, quantized = self._operate(x, weight), self.forward(x)
+        exact, quantized = self._operate(x, weight, self.layer.bias), self.forward(x)
         self.output_scale.copy_(exact.abs().mean() / quantized.abs().mean().clamp_min(1e-8))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
@@ -108,12 +132,15 @@ class EWGSLayer(nn.Module):
         weight = 2 * (self.weight_quantizer(self.layer.weight) - 0.5)
         if self.discretized is not None:
             self.discretized += [weight, activation]
-        return self.output_scale.abs() * self._operate(activation, weight)
+        # The scale is multiplied into the weights, of which there are fewer than outputs.
+        scale = self.output_scale.abs()
+        bias = None if self.layer.bias is None else scale * self.layer.bias
+        return self._operate(activation, scale * weight, bias)
 
-    def _operate(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(self.layer, nn.Conv2d):
-            return self.layer._conv_forward(x, weight, self.layer.bias)
-        return F.linear(x, weight, self.layer.bias)
+            return self.layer._conv_forward(x, weight, bias)
+        return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         bits = (
