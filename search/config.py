@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from spaces.errors import UserError, from_validation, unknown_name
 from spaces.frozen import Frozen
+from spaces.policy import Policy
 from spaces.schemes import policy_called
 from spaces.space import SpaceSpec
 from trainers.datasets import DataConfig
@@ -35,7 +36,7 @@ class AshaConfig(Frozen):
 class ExploreConfig(Frozen):
     """How policies are proposed and probed."""
 
-    trials: Annotated[int, Field(ge=1)] = 24
+    trials: Annotated[int, Field(ge=1)] = 20
     probe_epochs: Annotated[int, Field(ge=1)] = 3
     objective: str = "score"
     space: SpaceSpec = SpaceSpec()
@@ -74,6 +75,10 @@ class ExploreConfig(Frozen):
             except UserError as error:
                 raise ValueError(str(error)) from None
         return names
+
+    def first(self) -> list[Policy]:
+        """The policies of `warm_start`, read now."""
+        return [policy_called(name) for name in self.warm_start]
 
     @property
     def mode(self) -> Literal["min", "max"]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from search.cluster import concurrent_trials
 from search.config import ExploreConfig, SearchConfig
 from search.results import FAILED, FINISHED, STOPPED, Row
 from search.trainable import ProbeTrial, Shared
-from spaces import PolicySpace
+from spaces import Policy, PolicySpace
 from spaces.policy import policy_from_json
-from spaces.schemes import policy_called
 from trainers.student import FIGURES
 
 REPEATED_PROPOSALS = 30  # of the sampler's, and ten times as many random ones
@@ -36,7 +35,9 @@ class PolicySearch(OptunaSearch):
     proposed again.
     """
 
-    def __init__(self, config: ExploreConfig, space: PolicySpace, epochs: int) -> None:
+    def __init__(
+        self, config: ExploreConfig, space: PolicySpace, first: Sequence[Policy], epochs: int
+    ) -> None:
         self._epochs = epochs
         self._proposed: set[str] = set()  # identities of policies
         self._samplers = _tpe(config), optuna.samplers.RandomSampler(seed=config.seed)
@@ -44,7 +45,7 @@ class PolicySearch(OptunaSearch):
             space=space,
             metric=config.objective,
             mode=config.mode,
-            points_to_evaluate=[space.params(policy_called(name)) for name in config.warm_start],
+            points_to_evaluate=[space.params(policy) for policy in first],
             sampler=self._samplers[0],
         )
 
@@ -120,10 +121,13 @@ def explore(
     config: SearchConfig,
     shared: Shared,
     space: PolicySpace,
+    first: Sequence[Policy],
+    *,
     folder: Path,
     trial_ended: TrialEnded,
 ) -> list[Row]:
-    """Probes `config.search.trials` policies; returns a row for each, in no order.
+    """Probes `config.search.trials` policies, those of `first` before others; a row for each, in
+    no order.
 
     Tune's own results go to `folder`.
     """
@@ -137,7 +141,7 @@ def explore(
         epochs=epochs,
         param_space={"seed": search.seed},
         tune_config={
-            "search_alg": PolicySearch(search, space, epochs),
+            "search_alg": PolicySearch(search, space, first, epochs),
             "scheduler": scheduler(search),
             "num_samples": search.trials,
             "metric": search.objective,

@@ -25,8 +25,7 @@ from search.results import (
 from search.run_folder import RunFolder, write_text
 from search.trainable import Shared
 from search.verdict import Candidate, Verdict, decide
-from spaces import PolicySpace
-from spaces.schemes import policy_called
+from spaces import Policy, PolicySpace
 from trainers.datasets import ImageSplits, load_splits
 from trainers.teacher import cached_teacher, teacher_hash
 
@@ -54,7 +53,7 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     folder.require_new()
     splits = load_splits(config.data)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
-    first = [policy_called(name) for name in config.search.warm_start]
+    first = config.search.first()
     space = space.including(first)
     with connected(config.cluster) as dashboard:
         if dashboard:
@@ -66,7 +65,7 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
         folder.create(config.to_yaml(), made_by)
         ledger = _Ledger(config, folder, made_by)
         shared = Shared.put(config, splits, teacher)
-        rows = _probe(config, shared, space, ledger, listen)
+        rows = _probe(config, shared, space, first, ledger=ledger, listen=listen)
         promoted = _promote(config, shared, rows, folder, listen)
     verdict = decide(promoted.candidates, promoted.failures)
     rows = _with_promoted(rows, promoted.candidates)
@@ -77,7 +76,13 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
 
 
 def _probe(
-    config: SearchConfig, shared: Shared, space: PolicySpace, ledger: "_Ledger", listen: Listener
+    config: SearchConfig,
+    shared: Shared,
+    space: PolicySpace,
+    first: Sequence[Policy],
+    *,
+    ledger: "_Ledger",
+    listen: Listener,
 ) -> list[Row]:
     """The rows of all probes, ranked, each in the ledger as soon as it ended."""
     objective, mode = config.search.objective, config.search.mode
@@ -88,7 +93,8 @@ def _probe(
         listen.trial_ended(row)
 
     folder = ledger.folder.tune / "search"
-    rows = ranked(explore(config, shared, space, folder, trial_ended), objective, mode)
+    found = explore(config, shared, space, first, folder=folder, trial_ended=trial_ended)
+    rows = ranked(found, objective, mode)
     ledger.write(rows)
     if all(row.status == FAILED for row in rows):
         raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")

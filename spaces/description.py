@@ -68,7 +68,7 @@ def _operation(operation: Operation) -> str:
 
 
 def _mixing(mixing: Mixing) -> str:
-    keep = 100 * (mixing.keep or 0.5)
+    keep = 100 * (mixing.keep or 1)  # what every mixing has that picks
     what = {
         "cutmix": "a box of another image is pasted in (CutMix)",
         "mixup": "two images are blended (MixUp)",

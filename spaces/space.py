@@ -89,16 +89,11 @@ class PolicySpace:
         self.base = base or Chain()
         if named is None:
             named = [scheme(name) for name in self.spec.schemes]
-        self.named: dict[str, Policy] = {}
-        self._as_it_is: set[str] = set()  # names of policies that no mixing may follow
-        for policy in (*named, *asked):
-            name = policy.name or policy.identity
-            if name in self.named:  # two files may give different policies one name
-                name = f"{name} ({policy.identity})"
-            self.named[name] = policy
-            if policy.mixing is not None or len(self.named) > len(named):
-                self._as_it_is.add(name)
-        self._named, self._asked = tuple(named), tuple(asked)
+        self._schemes, self._asked = tuple(named), tuple(asked)
+        self.named = _by_name((*named, *asked))
+        mixed = [policy for policy in named if policy.mixing is not None]
+        # Names of policies that no mixing may follow.
+        self._as_it_is = {n for n, p in self.named.items() if p in (*mixed, *asked)}
         self.image_size = image_size
         lengths = range(1, self.spec.max_operations + 1)
         self._forms = [f"operations_{n}" for n in lengths] + [SCHEME] * bool(self.named)
@@ -113,7 +108,7 @@ class PolicySpace:
         return PolicySpace(
             self.spec,
             base=self.base,
-            named=self._named,
+            named=self._schemes,
             asked=(*self._asked, *outside.values()),
             image_size=self.image_size,
         )
@@ -227,6 +222,16 @@ class PolicySpace:
 
     def _nothing(self) -> tuple[Operation, ...]:
         return (Operation(name="identity"),) if "identity" in self.spec.operations else ()
+
+
+def _by_name(policies: Iterable[Policy]) -> dict[str, Policy]:
+    named: dict[str, Policy] = {}
+    for policy in policies:
+        name = policy.name or policy.identity
+        if name in named:  # two files may give different policies one name
+            name = f"{name} ({policy.identity})"
+        named[name] = policy
+    return named
 
 
 def _on_grid(value: float) -> float:

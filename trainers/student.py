@@ -37,7 +37,7 @@ class StudentRecipe(Frozen):
     batch_size: Annotated[int, Field(ge=2)] = 64
     repeats: Annotated[
         int, Field(ge=1, description="augmented views of every image in one epoch")
-    ] = 32
+    ] = 24
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     quantizer_learning_rate: Annotated[float, Field(gt=0)] = 4e-4
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -49,7 +49,7 @@ class StudentRecipe(Frozen):
             description="epochs between updates of EWGS's delta, the first at once; 0: none",
         ),
     ] = 5
-    curvature_draws: Annotated[int, Field(ge=1, le=50)] = 5
+    curvature_draws: Annotated[int, Field(ge=1, le=50)] = 3
 
 
 def _figure(better: str, meaning: str) -> Any:

@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,15 +52,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local cluster for all tests of the module, in a folder of its own."""
     patch = pytest.MonkeyPatch()
     patch.setenv("AUGURY_CACHE", str(tmp_path_factory.mktemp("cache")))
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        _temp_dir=str(tmp_path_factory.mktemp("r", numbered=True)),
-    )
-    yield
-    ray.shutdown()
+    # Ray's sockets lie in its folder, and the path of a socket has room for 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
     patch.undo()
 
 
@@ -217,7 +220,7 @@ class TestWhatOptunaIsTold:
 
     @pytest.fixture
     def search(self) -> PolicySearch:
-        return PolicySearch(TINY.search, PolicySpace(), epochs=2)
+        return PolicySearch(TINY.search, PolicySpace(), TINY.search.first(), epochs=2)
 
     def states(self, search: PolicySearch) -> list[str]:
         return [trial.state.name for trial in search._ot_study.get_trials()]
@@ -279,7 +282,7 @@ class TestWhatOptunaIsTold:
     def test_the_same_seed_proposes_the_same_policies(self):
         def proposals(seed: int) -> list[str]:
             config = TINY.search.model_copy(update={"seed": seed})
-            search = PolicySearch(config, PolicySpace(), epochs=2)
+            search = PolicySearch(config, PolicySpace(), config.first(), epochs=2)
             found = []
             for number in range(14):
                 found.append(search.suggest(str(number))["policy"])
@@ -296,7 +299,7 @@ class TestWhatOptunaIsTold:
     def test_it_travels_through_rays_own_save_and_restore(self, search, tmp_path: Path):
         search.suggest("t")
         search.save(str(tmp_path / "state"))
-        again = PolicySearch(TINY.search, PolicySpace(), epochs=2)
+        again = PolicySearch(TINY.search, PolicySpace(), TINY.search.first(), epochs=2)
         again.restore(str(tmp_path / "state"))
         again.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
         assert again._ot_study.get_trials()[0].value == 1.0
