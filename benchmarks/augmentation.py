@@ -67,7 +67,7 @@ def _kornia(images: torch.Tensor) -> tuple[Callable[[], object], int] | None:
     try:
         from kornia.augmentation.auto import TrivialAugment
     except ImportError:
-        print("kornia is not installed: pip install -e '.[bench]'")
+        print("kornia is not installed: pip install -e '.[peers]'")
         return None
     floats, transform = images.float() / 255, TrivialAugment()
     return lambda: transform(floats), len(images)

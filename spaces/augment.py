@@ -22,6 +22,7 @@ from torchvision.transforms import InterpolationMode
 from spaces import randomness
 from spaces.draws import NO_PLACES, NOTHING, Ids, Key, Program, places
 from spaces.errors import UserError
+from spaces.geometry import warped, warps_together
 from spaces.kernels import Drawn, Images, Resampling, per_image, upload
 from spaces.mixing import Teacher, mix
 from spaces.operations import PIXELS
@@ -191,13 +192,19 @@ class PolicyAugment(nn.Module):
             order, kinds, magnitudes = order[by_kind], kinds[by_kind], magnitudes[by_kind]
             images = images.index_select(0, upload(by_kind, images.device))
             starts = np.searchsorted(kinds, np.arange(len(program.kinds) + 1)).tolist()
+            alone = len(program.kinds)
+            if warps_together(images, self._resampling):
+                alone -= len(program.moves)
             done = [images[: starts[0]]]  # NOTHING sorts first
-            for kind, start, stop in zip(program.kinds, starts, starts[1:], strict=False):
-                for first in range(start, stop, rows):
-                    block = slice(first, min(first + rows, stop))
+            for kind, start, stop in zip(program.kinds[:alone], starts, starts[1:], strict=False):
+                for block in _blocks(start, stop, rows):
                     placed = places(kind, ids[order[block]], now) if kind.places else NO_PLACES
                     drawn = Drawn(magnitudes[block], placed, self._resampling)
                     done.append(kind.kernel(images[block], drawn))
+            for block in _blocks(starts[alone], len(images), rows):
+                moves = [program.moves[kind - alone] for kind in kinds[block].tolist()]
+                drawn = Drawn(magnitudes[block], NO_PLACES, self._resampling)
+                done.append(warped(images[block], drawn, moves))
             images = torch.cat(done)
         return images.index_select(0, upload(np.argsort(order), images.device))
 
@@ -223,6 +230,10 @@ class PolicyAugment(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.policy}, num_classes={self.num_classes}, seed={self.seed}"
+
+
+def _blocks(start: int, stop: int, rows: int) -> list[slice]:
+    return [slice(first, min(first + rows, stop)) for first in range(start, stop, rows)]
 
 
 def _rows_of(images: Images, size: dict[str, int]) -> int:

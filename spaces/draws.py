@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spaces import randomness
+from spaces.geometry import MOVES
 from spaces.operations import OperationKind
 from spaces.policy import Chain, Operation, Range
 
@@ -22,7 +23,10 @@ class Program:
         weights = np.array([chain.weight for chain in chains])
         self._chain_ends = np.cumsum(weights / weights.sum())[:-1]
         operations = list(dict.fromkeys(o for chain in chains for o in chain.operations))
-        self.kinds = list(dict.fromkeys(o.kind for o in operations))
+        # Warps last, so that they lie together in a batch that is sorted by kind.
+        kinds = dict.fromkeys(o.kind for o in operations)
+        self.kinds = sorted(kinds, key=lambda kind: kind.kernel in MOVES)
+        self.moves = [MOVES[kind.kernel] for kind in self.kinds if kind.kernel in MOVES]
         self.length = max(len(chain.operations) for chain in chains)
         # The row after the last is for images that no chain was chosen for: index NOTHING.
         self._operation_at = np.full((len(chains) + 1, self.length), NOTHING)

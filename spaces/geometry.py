@@ -20,7 +20,7 @@ from torch.nn.functional import grid_sample
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from spaces.kernels import Drawn, Images, Numbers, Resampling, stream_of, upload
+from spaces.kernels import Drawn, Images, Kernel, Numbers, Resampling, stream_of, upload
 
 # TrivialAugment has 62 maps for each of five operations: 26 MB at 96x96 pixels of 9 bytes, and at
 # 224x224 pixels of 5 bytes 47 MB, since large translations copy rectangles instead.
@@ -33,6 +33,7 @@ Wholes = npt.NDArray[np.int64]
 # Where the pixel at (x, y, 1) of the result comes from, in pixels from the centre: a 2x3 matrix.
 Matrix = tuple[float, float, float, float, float, float]
 Move = Callable[[float, int, int], Matrix]  # of magnitude, height and width
+Warp = tuple[Move, float]
 
 
 def _shear_x(slope: float, height: int, width: int) -> Matrix:
@@ -69,26 +70,26 @@ def _about_corner(matrix: Matrix, height: int, width: int) -> Matrix:
 
 def shear_x(images: Images, drawn: Drawn) -> Images:
     """Rows slide by `magnitude` pixels per row, anchored at the top left corner."""
-    return _warped(images, drawn, _shear_x)
+    return warped(images, drawn, [_shear_x] * len(images))
 
 
 def shear_y(images: Images, drawn: Drawn) -> Images:
     """Columns slide by `magnitude` pixels per column, anchored at the top left corner."""
-    return _warped(images, drawn, _shear_y)
+    return warped(images, drawn, [_shear_y] * len(images))
 
 
 def translate_x(images: Images, drawn: Drawn) -> Images:
     """Shifts by a fraction of the width, cut to whole pixels as torchvision does."""
     if _pixels_of(images) >= RECTANGLES_FROM:
         return _shifted(images, drawn, axis=-1)
-    return _warped(images, drawn, _translate_x)
+    return warped(images, drawn, [_translate_x] * len(images))
 
 
 def translate_y(images: Images, drawn: Drawn) -> Images:
     """Shifts by a fraction of the height, cut to whole pixels as torchvision does."""
     if _pixels_of(images) >= RECTANGLES_FROM:
         return _shifted(images, drawn, axis=-2)
-    return _warped(images, drawn, _translate_y)
+    return warped(images, drawn, [_translate_y] * len(images))
 
 
 def _pixels_of(images: Images) -> int:
@@ -109,18 +110,36 @@ def _shifted(images: Images, drawn: Drawn, axis: int) -> Images:
 
 def rotate(images: Images, drawn: Drawn) -> Images:
     """Rotates counter-clockwise about the centre."""
-    return _warped(images, drawn, _rotate)
+    return warped(images, drawn, [_rotate] * len(images))
 
 
-def _warped(images: Images, drawn: Drawn, move: Move) -> Images:
+# What each kernel does to its images' pixels: for the engine, which gives all warps to one call.
+MOVES: dict[Kernel, Move] = {
+    shear_x: _shear_x,
+    shear_y: _shear_y,
+    translate_x: _translate_x,
+    translate_y: _translate_y,
+    rotate: _rotate,
+}
+
+
+def warps_together(images: Images, resampling: Resampling) -> bool:
+    """Whether one call for several kinds of warps costs less than a call for each."""
+    nearest = resampling.interpolation == InterpolationMode.NEAREST
+    return nearest and _pixels_of(images) < RECTANGLES_FROM
+
+
+def warped(images: Images, drawn: Drawn, moves: Sequence[Move]) -> Images:
+    """Moves the pixels of each image by a move of its own."""
     height, width = images.shape[-2:]
     nearest = drawn.resampling.interpolation == InterpolationMode.NEAREST
+    warps = list(zip(moves, drawn.magnitudes.tolist(), strict=True))
     if not nearest or _pixels_of(images) > LARGEST_MAP:
-        matrices = [move(magnitude, height, width) for magnitude in drawn.magnitudes.tolist()]
+        matrices = [move(magnitude, height, width) for move, magnitude in warps]
         values = _sampled(images.float(), matrices, drawn.resampling)
         return (values if nearest else values.round_()).to(torch.int16).to(torch.uint8)
     maps = _maps(height, width, images.device, stream_of(images.device))
-    return _gathered(images, *maps.of(move, drawn.magnitudes), drawn.resampling.fill)
+    return _gathered(images, *maps.of(warps), drawn.resampling.fill)
 
 
 def _sampled(
@@ -179,48 +198,40 @@ class IndexMaps:
         self._capacity = max(MAP_BUDGET // ((9 if wide else 5) * height * width), 1)
         self._forget()
 
-    def of(
-        self, move: Move, magnitudes: Numbers
-    ) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
-        """A map per magnitude: the pixel that each pixel comes from, and 255 where there is one."""
+    def of(self, warps: Sequence[Warp]) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
+        """A map per warp: the pixel that each pixel comes from, and 255 where there is one."""
         # Made in inference mode, the maps could not be added to outside it.
         with self._lock, torch.inference_mode(mode=False):
-            return self._of(move, magnitudes)
+            return self._of(warps)
 
-    def _of(
-        self, move: Move, magnitudes: Numbers
-    ) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
-        keys = [(move, magnitude) for magnitude in magnitudes.tolist()]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._row_of]
+    def _of(self, warps: Sequence[Warp]) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
+        missing = [warp for warp in dict.fromkeys(warps) if warp not in self._row_of]
         if len(self._row_of) + len(missing) > self._capacity:
             self._forget()
-            missing = list(dict.fromkeys(keys))
+            missing = list(dict.fromkeys(warps))
         if len(missing) > self._capacity:
-            return self._made(magnitudes.tolist(), move)
+            return self._made(warps)
         if missing:
             first = len(self._row_of)
-            self._row_of.update({key: first + index for index, key in enumerate(missing)})
+            self._row_of.update({warp: first + index for index, warp in enumerate(missing)})
             new = slice(first, first + len(missing))
-            made = self._made([magnitude for _, magnitude in missing], move)
-            self._source[new], self._inside[new] = made
-        rows = upload(np.array([self._row_of[key] for key in keys]), self._device)
+            self._source[new], self._inside[new] = self._made(missing)
+        rows = upload(np.array([self._row_of[warp] for warp in warps]), self._device)
         return self._source.index_select(0, rows), self._inside.index_select(0, rows)
 
     def _forget(self) -> None:
-        self._row_of: dict[tuple[Move, float], int] = {}
+        self._row_of: dict[Warp, int] = {}
         # The system hands this memory out as it is written.
         room = self._capacity, self._size[0] * self._size[1]
         self._source = torch.empty(room, dtype=self._number, device=self._device)
         self._inside = torch.empty(room, dtype=torch.uint8, device=self._device)
 
-    def _made(
-        self, magnitudes: Sequence[float], move: Move
-    ) -> tuple[Int[Tensor, "m hw"], UInt8[Tensor, "m hw"]]:
+    def _made(self, warps: Sequence[Warp]) -> tuple[Int[Tensor, "m hw"], UInt8[Tensor, "m hw"]]:
         # Numbers from 1, so that 0 is what was filled in; float32 holds all of them exactly.
         height, width = self._size
         numbers = torch.arange(1, height * width + 1, dtype=torch.float32, device=self._device)
-        images = numbers.view(1, 1, height, width).expand(len(magnitudes), -1, -1, -1)
-        matrices = [move(magnitude, height, width) for magnitude in magnitudes]
+        images = numbers.view(1, 1, height, width).expand(len(warps), -1, -1, -1)
+        matrices = [move(magnitude, height, width) for move, magnitude in warps]
         found = _sampled(images, matrices, Resampling()).flatten(1).to(self._number)
         return (found - 1).clamp_(min=0), found.gt(0).to(torch.uint8).neg_()
 

@@ -11,11 +11,13 @@ from torchvision.transforms.v2 import functional as F
 from spaces.errors import UserError
 from spaces.geometry import (
     MAP_BUDGET,
+    MOVES,
     IndexMaps,
-    _rotate,
+    Warp,
     cutout_boxes,
     erase_boxes,
     resized_crop_boxes,
+    rotate,
 )
 from spaces.kernels import Drawn, Resampling, blur_size
 from spaces.operations import (
@@ -267,16 +269,20 @@ def test_a_cutout_is_a_square_cut_at_the_border():
     assert {int(top.min()), int(bottom.max())} == {0, 32}
 
 
+def turns(degrees: np.ndarray) -> list[Warp]:
+    return [(MOVES[rotate], angle) for angle in degrees.tolist()]
+
+
 def test_index_maps_stay_within_their_budget():
     maps = IndexMaps(224, 224, torch.device("cpu"))
     for start in range(0, 600, 40):  # three times as many maps as fit
-        angles = np.arange(start, start + 40) / 10
-        source, _ = maps.of(_rotate, angles)
-        assert torch.equal(source, maps.of(_rotate, angles)[0])
+        angles = turns(np.arange(start, start + 40) / 10)
+        source, _ = maps.of(angles)
+        assert torch.equal(source, maps.of(angles)[0])
     assert maps._source.nbytes + maps._inside.nbytes <= MAP_BUDGET
-    many = np.arange(400) / 10
+    many = turns(np.arange(400) / 10)
     small = IndexMaps(224, 224, torch.device("cpu"))
-    assert torch.equal(small.of(_rotate, many)[0][:5], maps.of(_rotate, many[:5])[0])
+    assert torch.equal(small.of(many)[0][:5], maps.of(many[:5])[0])
 
 
 @given(
