@@ -22,6 +22,7 @@ from trainers.metric import ContextualMutualInformation, TeacherStddev
 from trainers.quantization import (
     QuantizationSpec,
     calibrate,
+    ewgs_layers,
     quantize,
     quantizer_parameters,
     update_deltas,
@@ -130,7 +131,7 @@ class StudentTrainer:
         """Trains the epochs that are left; yields a report after each. Raises DivergedError."""
         while self.epochs_done < self.total_epochs:
             every = self.recipe.curvature_every
-            if every and self.epochs_done % every == 0:
+            if every and self.epochs_done % every == 0 and ewgs_layers(self.student):
                 self._update_curvature()
             report = self._train_epoch()
             self.epochs_done += 1

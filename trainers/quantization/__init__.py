@@ -1,11 +1,41 @@
-"""Low-bit students: `quantize` swaps a network's layers for quantized ones."""
+"""Low-bit students: `quantize` swaps a network's layers for quantized ones.
 
-from trainers.quantization.ewgs import update_deltas
+A method of your own is a `QuantizedLayer` that is registered with `quantization_method`.
+"""
+
+from trainers.quantization import dorefa, dsq, lsq, minmax, pact
+from trainers.quantization.ewgs import ewgs_layers, update_deltas
+from trainers.quantization.layer import (
+    METHODS,
+    QuantizedLayer,
+    Quantizer,
+    quantization_method,
+    straight_through,
+)
 from trainers.quantization.quantize import (
     QuantizationSpec,
     calibrate,
     quantize,
+    quantized_layers,
     quantizer_parameters,
 )
 
-__all__ = ["QuantizationSpec", "calibrate", "quantize", "quantizer_parameters", "update_deltas"]
+__all__ = [
+    "METHODS",
+    "QuantizationSpec",
+    "QuantizedLayer",
+    "Quantizer",
+    "calibrate",
+    "dorefa",
+    "dsq",
+    "ewgs_layers",
+    "lsq",
+    "minmax",
+    "pact",
+    "quantization_method",
+    "quantize",
+    "quantized_layers",
+    "quantizer_parameters",
+    "straight_through",
+    "update_deltas",
+]

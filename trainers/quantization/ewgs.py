@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from trainers.quantization.layer import QuantizedLayer, Quantizer, quantization_method
 
 
 class _Discretize(torch.autograd.Function):
@@ -55,98 +56,112 @@ class _Discretize(torch.autograd.Function):
         inside = torch.ops.aten.hardtanh_backward(grad, position, 0, ctx.steps)
         # sign(g) g is |g|, and where x was clamped there is no error.
         slope = torch.addcmul(inside, grad.abs().mul_(delta / ctx.steps), error).div_(span)
-        flat = slope.flatten()
-        by_upper = -(flat.dot(out.flatten()) + flat.dot(error.flatten()) / ctx.steps)
-        return slope, -flat.sum() - by_upper, by_upper, None, None
+        if span.ndim == 0:
+            flat = slope.flatten()
+            by_upper = -(flat.dot(out.flatten()) + flat.dot(error.flatten()) / ctx.steps)
+        else:
+            by_upper = -(slope * (out + error / ctx.steps)).sum_to_size(span.shape)
+        return slope, -slope.sum_to_size(span.shape) - by_upper, by_upper, None, None
 
 
 def discretize(
     x: Float[Tensor, "*shape"],
-    lower: Float[Tensor, ""],
-    upper: Float[Tensor, ""],
+    lower: Float[Tensor, "..."],
+    upper: Float[Tensor, "..."],
     levels: int,
     delta: Float[Tensor, ""],
 ) -> Float[Tensor, "*shape"]:
     """`x` on the nearest of `levels` levels between `lower` and `upper`, as a value in [0, 1].
 
-    Gradients for `x` and the bounds pass the rounding by equation 5.
+    The bounds have one shape, which broadcasts over `x`. Gradients for `x` and the bounds pass the
+    rounding by equation 5.
     """
     out: Tensor = _Discretize.apply(x, lower, upper, levels, delta)
     return out
 
 
-class Discretizer(nn.Module):
+class Discretizer(Quantizer):
     """Equations 1 and 2 with learned bounds and the curvature `delta` of one tensor."""
 
     delta: Tensor
 
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.levels = 2**bits
-        self.lower = nn.Parameter(torch.tensor(0.0))
-        self.upper = nn.Parameter(torch.tensor(1.0))
+    def __init__(self, bits: int, channels: int | None = None) -> None:
+        super().__init__(bits, channels)
+        self.lower = nn.Parameter(self.scalars(0.0))
+        self.upper = nn.Parameter(self.scalars(1.0))
         self.register_buffer("delta", torch.tensor(0.0))
 
-    def set_bounds(self, lower: float, upper: float) -> None:
-        with torch.no_grad():
-            self.lower.fill_(lower)
-            # A tensor without spread (a dead layer) still needs a step that is not zero.
-            self.upper.fill_(max(upper, lower + 1e-6 * max(1.0, abs(lower))))
+    def set_bounds(self, lower: Tensor, upper: Tensor) -> None:
+        self.lower.copy_(lower)
+        # A tensor without spread (a dead layer) still needs a step that is not zero.
+        self.upper.copy_(torch.maximum(upper, lower + 1e-6 * lower.abs().clamp_min(1.0)))
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return discretize(x, self.lower, self.upper, self.levels, self.delta)
+        lower, upper = self.spread(self.lower, x), self.spread(self.upper, x)
+        return discretize(x, lower, upper, 2**self.bits, self.delta)
 
 
-class EWGSLayer(nn.Module):
-    """A convolution or linear layer with quantized weights and inputs."""
+class WeightDiscretizer(Discretizer):
+    def initialise(self, x: Float[Tensor, "*shape"]) -> None:
+        deviation = self.reduced(x, lambda values: values.std(dim=-1))
+        self.set_bounds(-3 * deviation, 3 * deviation)
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 2 * (super().forward(x) - 0.5)
+
+
+class ActivationDiscretizer(Discretizer):
+    def initialise(self, x: Float[Tensor, "*shape"]) -> None:
+        # Inputs follow a ReLU: half a Gaussian, whose deviation is sqrt(1 - 2/pi) of the whole's.
+        self.set_bounds(x.min(), 3 * x.std() / math.sqrt(1 - 2 / math.pi))
+
+
+@quantization_method("ewgs")
+class EWGSLayer(QuantizedLayer):
+    """A layer whose weights and inputs are discretized, with a learned scale of its output."""
+
+    weights = WeightDiscretizer
+    activations = ActivationDiscretizer
+    weight_quantizer: WeightDiscretizer
+    activation_quantizer: ActivationDiscretizer
 
     def __init__(
-        self, layer: nn.Conv2d | nn.Linear, weight_bits: int, activation_bits: int
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        weight_bits: int,
+        activation_bits: int,
+        *,
+        per_channel: bool = False,
     ) -> None:
-        super().__init__()
-        self.layer = layer
-        self.weight_quantizer = Discretizer(weight_bits)
-        self.activation_quantizer = Discretizer(activation_bits)
+        super().__init__(layer, weight_bits, activation_bits, per_channel=per_channel)
         self.output_scale = nn.Parameter(torch.tensor(1.0))
         self.discretized: list[Tensor] | None = None  # filled while `update_deltas` looks on
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
-        """What the quantizer learns: five scalars, apart from the layer's own weights."""
-        bounds = (*self.weight_quantizer.parameters(), *self.activation_quantizer.parameters())
-        return [*bounds, self.output_scale]
+        return [*super().quantizer_parameters(), self.output_scale]
 
     @torch.no_grad()
     def initialise(self, x: Float[Tensor, "n ..."]) -> None:
         """Sets bounds and output scale from one batch of inputs, as the paper's code does."""
-        weight = self.layer.weight
-        self.weight_quantizer.set_bounds(-3 * float(weight.std()), 3 * float(weight.std()))
-        # Inputs follow a ReLU: half a Gaussian, whose deviation is sqrt(1 - 2/pi) of the whole's.
-        spread = float(x.std()) / math.sqrt(1 - 2 / math.pi)
-        self.activation_quantizer.set_bounds(float(x.min()), 3 * spread)
+        super().initialise(x)
         self.output_scale.fill_(1.0)
-        exact, quantized = self._operate(x, weight, self.layer.bias), self.forward(x)
-        self.output_scale.copy_(exact.abs().mean() / quantized.abs().mean().clamp_min(1e-8))
+        exact = self.operate(x, self.layer.weight, self.layer.bias)
+        self.output_scale.copy_(exact.abs().mean() / self.forward(x).abs().mean().clamp_min(1e-8))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         activation = self.activation_quantizer(x)
-        weight = 2 * (self.weight_quantizer(self.layer.weight) - 0.5)
+        weight = self.weight_quantizer(self.layer.weight)
         if self.discretized is not None:
             self.discretized += [weight, activation]
         # The scale is multiplied into the weights, of which there are fewer than outputs.
         scale = self.output_scale.abs()
         bias = None if self.layer.bias is None else scale * self.layer.bias
-        return self._operate(activation, scale * weight, bias)
+        return self.operate(activation, scale * weight, bias)
 
-    def _operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if isinstance(self.layer, nn.Conv2d):
-            return self.layer._conv_forward(x, weight, bias)
-        return F.linear(x, weight, bias)
 
-    def extra_repr(self) -> str:
-        bits = (
-            q.levels.bit_length() - 1 for q in (self.weight_quantizer, self.activation_quantizer)
-        )
-        return "W{}A{}".format(*bits)
+def ewgs_layers(model: nn.Module) -> list[EWGSLayer]:
+    """The layers of `model` that have a curvature to keep."""
+    return [module for module in model.modules() if isinstance(module, EWGSLayer)]
 
 
 def update_deltas(
@@ -160,7 +175,7 @@ def update_deltas(
     `losses` compute the training loss of one batch each (the paper takes three); `draws` is the
     number of Rademacher vectors per batch in Hutchinson's estimate of the trace.
     """
-    layers = [module for module in model.modules() if isinstance(module, EWGSLayer)]
+    layers = ewgs_layers(model)
     ratios = []
     for loss in losses:
         for layer in layers:
