@@ -217,7 +217,7 @@ def test_every_method_makes_a_student_of_few_levels_that_learns(network, inputs,
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.85 * losses[0]
     learned = quantizer_parameters(student)
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learned)
