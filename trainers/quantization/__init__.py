@@ -7,6 +7,7 @@ from trainers.quantization import dorefa, dsq, lsq, minmax, pact
 from trainers.quantization.ewgs import ewgs_layers, update_deltas
 from trainers.quantization.layer import (
     METHODS,
+    Grid,
     QuantizedLayer,
     Quantizer,
     quantization_method,
@@ -22,6 +23,7 @@ from trainers.quantization.quantize import (
 
 __all__ = [
     "METHODS",
+    "Grid",
     "QuantizationSpec",
     "QuantizedLayer",
     "Quantizer",

@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainers.quantization.layer import (
+    Grid,
     QuantizedLayer,
     Quantizer,
+    even_grid,
     on_levels,
     quantization_method,
     straight_through,
@@ -43,6 +45,10 @@ class DoReFaWeights(Quantizer):
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self.spread(self.scale, x) * self._levels(x)
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        # Even in the values that enter the layer; where x must lie for them is uneven.
+        return even_grid(2**self.bits, -self.scale, 2 * self.scale / (2**self.bits - 1))
 
     def _levels(self, x: Tensor) -> Tensor:
         if self.bits == 1:
@@ -72,6 +78,10 @@ class DoReFaActivations(Quantizer):
         span = self.highest - self.lowest
         unit = ((x - self.lowest) / span).clamp(0, 1)
         return on_levels(unit, self.bits) * span + self.lowest
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        step = (self.highest - self.lowest) / (2**self.bits - 1)
+        return even_grid(2**self.bits, self.lowest, step)
 
 
 @quantization_method("dorefa")

@@ -16,8 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trainers.quantization.layer import (
+    Grid,
     QuantizedLayer,
     Quantizer,
+    even_grid,
     quantization_method,
     straight_through,
     three_deviations,
@@ -46,6 +48,10 @@ class DSQ(Quantizer):
         soft = index + (phi + 1) / 2
         hard = index + (position.detach() >= index + 0.5).to(x)
         return lower + width * straight_through(hard, soft)
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        step = (self.upper - self.lower) / (2**self.bits - 1)
+        return even_grid(2**self.bits, self.lower, step)
 
 
 class DSQWeights(DSQ):

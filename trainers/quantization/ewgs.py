@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainers.quantization.layer import QuantizedLayer, Quantizer, quantization_method
+from trainers.quantization.layer import Grid, QuantizedLayer, Quantizer, quantization_method
 
 
 class _Discretize(torch.autograd.Function):
@@ -100,6 +100,12 @@ class Discretizer(Quantizer):
         lower, upper = self.spread(self.lower, x), self.spread(self.upper, x)
         return discretize(x, lower, upper, 2**self.bits, self.delta)
 
+    def _grid_on(self, value_low: float, value_high: float) -> Grid:
+        steps = 2**self.bits - 1
+        step = (self.upper - self.lower) / steps
+        ends = torch.full_like(step, value_low), torch.full_like(step, value_high)
+        return Grid(steps + 1, self.lower, step, ends[0], (ends[1] - ends[0]) / steps)
+
 
 class WeightDiscretizer(Discretizer):
     def initialise(self, x: Float[Tensor, "*shape"]) -> None:
@@ -109,11 +115,17 @@ class WeightDiscretizer(Discretizer):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return 2 * (super().forward(x) - 0.5)
 
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        return self._grid_on(-1.0, 1.0)
+
 
 class ActivationDiscretizer(Discretizer):
     def initialise(self, x: Float[Tensor, "*shape"]) -> None:
         # Inputs follow a ReLU: half a Gaussian, whose deviation is sqrt(1 - 2/pi) of the whole's.
         self.set_bounds(x.min(), 3 * x.std() / math.sqrt(1 - 2 / math.pi))
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        return self._grid_on(0.0, 1.0)
 
 
 @quantization_method("ewgs")
@@ -154,9 +166,12 @@ class EWGSLayer(QuantizedLayer):
         if self.discretized is not None:
             self.discretized += [weight, activation]
         # The scale is multiplied into the weights, of which there are fewer than outputs.
-        scale = self.output_scale.abs()
+        scale = self.output_factor()
         bias = None if self.layer.bias is None else scale * self.layer.bias
         return self.operate(activation, scale * weight, bias)
+
+    def output_factor(self) -> Tensor:
+        return self.output_scale.abs()
 
 
 def ewgs_layers(model: nn.Module) -> list[EWGSLayer]:

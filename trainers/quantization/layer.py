@@ -13,6 +13,7 @@ A config finds it by that name, or by `package.module:Class` where nothing else 
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -21,6 +22,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces.errors import UserError, unknown_name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a quantizer does, without its gradients: x becomes level
+    i = round((x - low) / step), at least 0 and at most `levels` - 1, and enters the layer as
+    value_low + i value_step. Tensors () or (channels,)."""
+
+    levels: int
+    low: Tensor
+    step: Tensor
+    value_low: Tensor
+    value_step: Tensor
+
+
+def even_grid(levels: int, low: Tensor, step: Tensor) -> Grid:
+    """The grid on which a value stands for itself."""
+    return Grid(levels, low, step, low, step)
 
 
 class Quantizer(nn.Module):
@@ -39,6 +58,13 @@ class Quantizer(nn.Module):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """`x` on its levels, with the method's own gradient."""
         raise NotImplementedError
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        """The levels of `x`, for export to where gradients do not matter.
+
+        Raises UserError, by default: a method need not have even levels.
+        """
+        raise UserError(f"{type(self).__name__} does not say what its levels are (Quantizer.grid)")
 
     def scalars(self, value: float) -> Tensor:
         """A tensor of `value`, () or (channels,)."""
@@ -94,6 +120,10 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         weight = self.weight_quantizer(self.layer.weight)
         return self.operate(self.activation_quantizer(x), weight, self.layer.bias)
+
+    def output_factor(self) -> Tensor | float:
+        """What the layer multiplies its output with."""
+        return 1.0
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer does, with other weights."""

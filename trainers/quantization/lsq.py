@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from spaces.errors import UserError
 from trainers.quantization.layer import (
+    Grid,
     QuantizedLayer,
     Quantizer,
+    even_grid,
     quantization_method,
     straight_through,
 )
@@ -56,6 +58,10 @@ class LSQ(Quantizer):
         step = self.spread(step + (self.step - step).detach(), x)
         position = (x / step).clamp(self.lowest, self.highest)
         return straight_through(position.round(), position) * step
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        levels = int(self.highest - self.lowest) + 1
+        return even_grid(levels, self.lowest * self.step, self.step)
 
     def _is_signed(self, x: Tensor) -> bool:
         raise NotImplementedError

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainers.quantization.layer import (
+    Grid,
     QuantizedLayer,
     Quantizer,
+    even_grid,
     quantization_method,
     straight_through,
 )
@@ -29,19 +31,29 @@ class MinMax(Quantizer):
         self, x: Float[Tensor, "*shape"], low: Tensor, high: Tensor
     ) -> Float[Tensor, "*shape"]:
         """`x` on the levels between `low` and `high`, () or (channels,)."""
-        steps = 2**self.bits - 1
-        low, high = self.spread(low.clamp_max(0), x), self.spread(high.clamp_min(0), x)
-        step = ((high - low) / steps).clamp_min(1e-8)
-        zero = (-low / step).round()
-        position = (x / step).clamp(-zero, steps - zero)
+        grid = self.grid_between(low, high)
+        step = self.spread(grid.step, x)
+        zero = self.spread((-grid.low / grid.step).round(), x)
+        position = (x / step).clamp(-zero, grid.levels - 1 - zero)
         return straight_through(position.round(), position) * step
+
+    def grid_between(self, low: Tensor, high: Tensor) -> Grid:
+        """The levels between `low` and `high`, widened to hold zero and moved to hit it."""
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        step = ((high - low) / (2**self.bits - 1)).clamp_min(1e-8)
+        return even_grid(2**self.bits, -(-low / step).round() * step, step)
 
 
 class MinMaxWeights(MinMax):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self.on_grid(x, *self._extremes(x))
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        return self.grid_between(*self._extremes(x))
+
+    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low = self.reduced(x.detach(), lambda values: values.amin(dim=-1))
-        high = self.reduced(x.detach(), lambda values: values.amax(dim=-1))
-        return self.on_grid(x, low, high)
+        return low, self.reduced(x.detach(), lambda values: values.amax(dim=-1))
 
 
 class MinMaxActivations(MinMax):
@@ -63,6 +75,9 @@ class MinMaxActivations(MinMax):
                 self.lowest.lerp_(x.min(), MOMENTUM)
                 self.highest.lerp_(x.max(), MOMENTUM)
         return self.on_grid(x, self.lowest, self.highest)
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        return self.grid_between(self.lowest, self.highest)
 
 
 @quantization_method("minmax")

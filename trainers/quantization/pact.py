@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from trainers.quantization.dorefa import DoReFaWeights
 from trainers.quantization.layer import (
+    Grid,
     QuantizedLayer,
     Quantizer,
+    even_grid,
     quantization_method,
     straight_through,
     three_deviations,
@@ -44,6 +46,10 @@ class PACTActivations(Quantizer):
         lowest = lowest.detach()
         rounded = torch.round((clipped - lowest) / step) * step + lowest
         return straight_through(rounded, clipped)
+
+    def grid(self, x: Float[Tensor, "*shape"]) -> Grid:
+        lowest = -self.sign * self.alpha
+        return even_grid(2**self.bits, lowest, (self.alpha - lowest) / (2**self.bits - 1))
 
 
 @quantization_method("pact")
