@@ -76,6 +76,10 @@ def test_the_hash_names_the_content(splits):
     assert len(hashes | {splits.content_hash}) == 4
 
 
+def test_the_digits_are_those_of_every_version():
+    assert load_splits(DigitsConfig()).content_hash == "13ddf540218c1a8f"
+
+
 def test_arrays_and_back_without_a_warning_for_read_only_memory(splits):
     arrays = splits.to_arrays()
     for part in ("train", "student", "validation", "test"):
