@@ -184,7 +184,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cifar-10-python.tar.gz is not there"):
         load_splits(Cifar10Config())
     folder = write_cifar100(tmp_path, binary=False)
-    with pytest.raises(UserError, match=r"has no data_batch_1 .*is this cifar10"):
+    with pytest.raises(UserError, match=r"has no data_batch_1 .*is this CIFAR-10"):
         load_splits(Cifar10Config(path=folder))
 
 

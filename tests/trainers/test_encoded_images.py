@@ -306,6 +306,12 @@ def test_what_is_wrong_in_parquet_is_named(tmp_path):
     refuse(table([0, None] * 10, pictures(20)), "label has empty values")
     refuse(good.slice(0, 0), "has no rows")
     refuse(table([0, 1], [pictures(1)[0], b""]), r"x.parquet row 1 \(empty\)")
+    for part, labels in (("train", [0, 1] * 10), ("validation", [0, 1] * 9 + [7, 8])):
+        pq.write_table(table(labels, pictures(20)), tmp_path / f"{part}-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="validation part has classes that train lacks: 7, 8"):
+        load_splits(ParquetConfig(path=tmp_path))
+    for shard in tmp_path.glob("*-00000-*"):
+        shard.unlink()
     with pytest.raises(UserError, match=r"has no train-\*.parquet"):
         load_splits(ParquetConfig(path=tmp_path))
     with pytest.raises(UserError, match="nowhere is not there"):

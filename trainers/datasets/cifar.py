@@ -65,7 +65,9 @@ def cifar(config: CifarConfig) -> tuple[list[str], dict[str, Labelled]]:
         for name in names:
             suffix = ".bin" if f"{name}.bin" in files else ""
             if name + suffix not in files:
-                raise UserError(f"{path}: has no {name} or {name}.bin, is this {config.name}?")  # type: ignore[attr-defined]
+                raise UserError(
+                    f"{path}: has no {name} or {name}.bin, is this CIFAR-{layout.classes}?"
+                )
             read = _binary if suffix else _pickled
             batches.append(read(files[name + suffix], layout, f"{path}: {name}{suffix}"))
         images = np.concatenate([images for images, _ in batches])
@@ -75,11 +77,14 @@ def cifar(config: CifarConfig) -> tuple[list[str], dict[str, Labelled]]:
 
 
 def _located(config: CifarConfig) -> Path:
-    from torchvision.datasets import CIFAR10, CIFAR100
+    path = config.path and config.path.expanduser()
+    if path is not None and path.exists():
+        return path
+
+    from torchvision.datasets import CIFAR10, CIFAR100  # half a second that a file does not cost
     from torchvision.datasets.utils import download_url
 
     official = CIFAR10 if isinstance(config, Cifar10Config) else CIFAR100
-    path = config.path and config.path.expanduser()
     if path is None:
         path = made_folder("downloads", "downloads") / official.filename
     if not path.exists() and config.download:

@@ -5,12 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from spaces.errors import UserError, unknown_name
+from spaces.errors import UserError, by_nearness, unknown_name
 from trainers.datasets.config import FolderConfig, TinyImageNetConfig
 from trainers.datasets.encoded import Encoded, Source, stamp
 
+_ENDINGS = frozenset(
+    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"]
+)
 # What the parts may be called below the root.
 _FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 
@@ -73,25 +74,26 @@ def _in_classes(root: Path, folder: Path, classes: list[str], part: str) -> Iter
         raise UserError(
             f"{folder}: the {part} part has classes that train lacks: {', '.join(foreign[:5])}"
         )
+    label_of = {name: label for label, name in enumerate(classes)}
     for class_folder in found:
-        for path in _images(class_folder):
-            yield _File(path.relative_to(root).as_posix(), classes.index(class_folder.name))
+        for path in sorted(_images(class_folder)):
+            yield _File(path.relative_to(root).as_posix(), label_of[class_folder.name])
 
 
 def _class_folders(folder: Path) -> list[Path]:
     """The folders in `folder` that hold images at any depth."""
     inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = [path for path in inside if next(iter(_images(path)), None)]
+    found = [path for path in inside if any(True for _ in _images(path))]
     if not found:
         raise UserError(f"{folder}: has no folder with images, one per class is needed")
     return found
 
 
-def _images(folder: Path) -> list[Path]:
-    """Files below `folder` whose ending is one of an image, in the order of their names."""
-    known = Image.registered_extensions()
-    paths = (p for p in folder.rglob("*") if p.suffix.lower() in known and p.is_file())
-    return sorted(p for p in paths if not p.name.startswith("."))
+def _images(folder: Path) -> Iterator[Path]:
+    """Files below `folder` whose ending is one of an image."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in _ENDINGS and not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def tiny_imagenet(config: TinyImageNetConfig) -> Source:
@@ -113,15 +115,16 @@ def tiny_imagenet(config: TinyImageNetConfig) -> Source:
 def _annotated(root: Path, classes: list[str]) -> Iterator[_File]:
     """Lines of tabs: file, wnid, and a box that is not needed."""
     path = root / "val" / "val_annotations.txt"
+    label_of = {name: label for label, name in enumerate(classes)}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         name, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         where = f"{path}, line {number}"
         if not wnid or "/" in name or not (root / "val" / "images" / name).is_file():
             raise UserError(f"{where}: should name a file of val/images and its class")
-        if wnid not in classes:
-            raise unknown_name("class", wnid, classes[:20], where)
-        yield _File(f"val/images/{name}", classes.index(wnid))
+        if wnid not in label_of:
+            raise unknown_name("class", wnid, by_nearness(wnid, classes)[:10], where)
+        yield _File(f"val/images/{name}", label_of[wnid])
 
 
 def _existing(path: Path) -> Path:

@@ -135,9 +135,10 @@ def _opened(path: Path, config: ParquetConfig) -> "ParquetFile":
 def _labels(files: Sequence["tuple[Path, ParquetFile]"], column: str) -> list[Any]:
     labels: list[Any] = []
     for path, file in files:
-        labels += file.read(columns=[column]).column(0).to_pylist()
-        if None in labels:
+        values = file.read(columns=[column]).column(0)
+        if values.null_count:
             raise UserError(f"{path}: {column} has empty values")
+        labels += values.to_pylist()
     return labels
 
 
