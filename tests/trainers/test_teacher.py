@@ -8,12 +8,12 @@ import torch
 
 from spaces import UserError, scheme
 from trainers.batches import augmented_batches
+from trainers.cache_folder import cache_folder
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.models import build_network
 from trainers.teacher import (
     TeacherRecipe,
     accuracy,
-    cache_folder,
     cached_teacher,
     teacher_hash,
     train_teacher,
