@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces import UserError
@@ -12,6 +12,7 @@ from trainers.datasets.division import divided
 CONFIG = FolderConfig(path=".", validation_images=0.25, test_images=0.25)
 
 
+@settings(deadline=None)  # the first example pays for what all of them warm up
 @given(st.lists(st.integers(8, 20), min_size=1, max_size=6), st.integers(0, 99), st.data())
 def test_the_parts_of_a_source_are_a_division_of_it(counts, seed, data):
     classes = [str(label) for label in range(len(counts))]
