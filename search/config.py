@@ -13,7 +13,7 @@ from spaces.frozen import Frozen
 from spaces.policy import Policy
 from spaces.schemes import policy_called
 from spaces.space import SpaceSpec
-from trainers.datasets import DataConfig
+from trainers.datasets import DataConfig, DigitsConfig
 from trainers.quantization import QuantizationSpec
 from trainers.student import OBJECTIVES, StudentRecipe
 from trainers.teacher import TeacherRecipe
@@ -108,7 +108,7 @@ class ClusterConfig(Frozen):
 class SearchConfig(Frozen):
     """Everything that a search depends on. The defaults are the embedded search on digits."""
 
-    data: DataConfig = DataConfig()
+    data: DataConfig = DigitsConfig()
     teacher: TeacherRecipe = TeacherRecipe()
     student: StudentConfig = StudentConfig()
     search: ExploreConfig = ExploreConfig()
@@ -185,6 +185,8 @@ def _overridden(config: SearchConfig, override: str) -> SearchConfig:
         _require_key(section, part, where)
         section = section[part]
     _require_key(section, last, where)
+    if key == "data.name" and value != section[last]:
+        section.clear()  # the keys of another data set are not this one's
     section[last] = value
     try:
         return SearchConfig.model_validate(content)

@@ -55,6 +55,8 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
     first = config.search.first()
     space = space.including(first)
+    for note in splits.notes:
+        listen.note(note)
     with connected(config.cluster) as dashboard:
         if dashboard:
             listen.note(f"Ray dashboard: {dashboard}")

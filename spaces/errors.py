@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 
@@ -36,17 +37,22 @@ def from_validation(error: ValidationError, model: type[BaseModel], where: str) 
     telling = ("extra_forbidden", "value_error")
     detail = max(error.errors(), key=lambda d: (d["type"] in telling, len(d["loc"])))
     if detail["type"] == "extra_forbidden":
-        *parents, name = [part for part in detail["loc"] if isinstance(part, str)]
-        parents = [parent for parent in parents if _is_key(parent)]
-        valid = _fields_at(model, parents)
-        scope = ".".join(parents)
-        return unknown_name(f"key under {scope}" if scope else "key", name, valid, where)
-    return UserError(f"{where}: {_sentence(detail)}")
+        *parents, name = detail["loc"]
+        keys, inner, _ = _walked(model, parents)
+        scope = ".".join(key for key in keys if isinstance(key, str))
+        kind = f"key under {scope}" if scope else "key"
+        return unknown_name(kind, str(name), inner.model_fields, where)
+    keys, _, members = _walked(model, detail["loc"])
+    if detail["type"] == "union_tag_invalid":
+        key = ".".join([*map(str, keys), detail["ctx"]["discriminator"].strip("'")])
+        return unknown_name(key, detail["ctx"]["tag"], members, where)
+    return UserError(f"{where}: {_sentence(detail, keys)}")
 
 
 # What YAML and JSON call what pydantic has Python's words for.
 _PLAIN_WORDS = {
     "model_type": "should be a mapping of keys to values",
+    "model_attributes_type": "should be a mapping of keys to values",
     "dict_type": "should be a mapping of keys to values",
     "tuple_type": "should be a list",
 }
@@ -54,11 +60,8 @@ _LAST_WORDS = reprlib.Repr()  # a sentence holds no list of ten thousand
 _LAST_WORDS.maxother = _LAST_WORDS.maxstring = 60
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    # The names of union members are pydantic's, not the user's: keep what the user wrote.
-    key = ".".join(
-        str(part) for part in detail["loc"] if not isinstance(part, str) or _is_key(part)
-    ).removesuffix(".float")
+def _sentence(detail: ErrorDetails, keys: list[str | int]) -> str:
+    key = ".".join(map(str, keys)).removesuffix(".float").removesuffix(".int")
     message = detail["msg"].removeprefix("Value error, ")
     message = _PLAIN_WORDS.get(detail["type"], message[:1].lower() + message[1:])
     got = (
@@ -74,16 +77,35 @@ def _is_key(part: str) -> bool:
     return part.isidentifier() and not part[:1].isupper()
 
 
-def _fields_at(model: type[BaseModel], parents: list[str]) -> list[str]:
-    """The keys valid below the path `parents`, through optional, tuple and union annotations."""
-    for parent in parents:
-        found = (
-            _nested_model(model.model_fields[parent].annotation)
-            if parent in (model.model_fields)
-            else None
-        )
-        model = found or model
-    return list(model.model_fields)
+def _walked(
+    model: type[BaseModel], loc: Iterable[str | int]
+) -> tuple[list[str | int], type[BaseModel], dict[Any, type[BaseModel]]]:
+    """What the user wrote of the place `loc`, the model there, and the kinds that it can be of.
+
+    The names of union members are pydantic's, not the user's; where a key tells the members apart,
+    as `data.name` does, the one that was meant is the model.
+    """
+    keys: list[str | int] = []
+    members: dict[Any, type[BaseModel]] = {}
+    for part in loc:
+        if part in members:
+            model, members = members[part], {}
+        elif isinstance(part, int):
+            keys.append(part)
+        elif _is_key(part):
+            keys.append(part)
+            field = model.model_fields.get(part)
+            members = _told_apart(field) if field else {}
+            model = (_nested_model(field.annotation) if field else None) or model
+    return keys, model, members
+
+
+def _told_apart(field: FieldInfo) -> dict[Any, type[BaseModel]]:
+    """The members of a union of models by the value of the key that tells them apart."""
+    key = field.discriminator
+    if not isinstance(key, str):
+        return {}
+    return {member.model_fields[key].default: member for member in get_args(field.annotation)}
 
 
 def _nested_model(annotation: Any) -> type[BaseModel] | None:

@@ -6,10 +6,8 @@ contextual information and the metric ranks badly.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -23,6 +21,7 @@ from spaces.errors import UserError
 from spaces.frozen import Frozen
 from spaces.policy import Chain, Mixing, Operation, Policy, Range
 from trainers.batches import augmented_batches, steps_per_epoch
+from trainers.cache_folder import made_folder
 from trainers.contexts import eval_mode, one_thread
 from trainers.datasets import ImageSplits, Labelled, as_tensor
 from trainers.models import NetworkName, build_network
@@ -131,21 +130,9 @@ def teacher_hash(splits: ImageSplits, recipe: TeacherRecipe) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where teachers are kept: $AUGURY_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("AUGURY_CACHE") or Path(base) / "augury")
-
-
 def cached_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
     """The teacher of `recipe`, from the cache where it is, else trained and kept there."""
-    path = cache_folder() / "teachers" / f"{teacher_hash(splits, recipe)}.pt"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: teachers cannot be kept here: {error.strerror}; set AUGURY_CACHE"
-        ) from None
+    path = made_folder("teachers", "teachers") / f"{teacher_hash(splits, recipe)}.pt"
     if path.exists():
         model = _fresh(splits, recipe)
         try:

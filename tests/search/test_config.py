@@ -1,10 +1,13 @@
 """A config is read strictly, and what is wrong in it is named."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from search.config import SearchConfig, load_config
 from spaces import UserError
+from trainers.datasets.config import Cifar10Config, DigitsConfig, FolderConfig
 
 
 def test_without_a_file_the_embedded_search():
@@ -69,6 +72,20 @@ def test_overrides_are_yaml_values_in_order(tmp_path):
         ("teacher.seed=99999999999999999999", "teacher.seed: .*less than"),
         ("teacher.policy.chains.0.weight=2", "a list, which is set as a whole"),
         ("search.warm_start=none", "search.warm_start: should be a list, got 'none'"),
+        ("data.name=cifar11", "unknown data.name 'cifar11' .*did you mean 'cifar10'"),
+        ("data.name=folder", "data.path: field required"),
+        ("data.validation_image=9", "unknown key 'validation_image' .*'validation_images'"),
+        (
+            "data.validation_images=0",
+            r"data.validation_images: .*greater than or equal to 1, got 0",
+        ),
+        (
+            "data={name: cifar10, validation_images: 0}",
+            r"data.validation_images: .*equal to 1, got 0",
+        ),
+        ("data={name: cifar10, validation_images: few}", r"data.validation_images: .*got 'few'"),
+        ("data={name: cifar100, image_size: 3}", "unknown key under data 'image_size'"),
+        ("data=digits", "data: should be a mapping of keys to values, got 'digits'"),
     ],
 )
 def test_wrong_overrides_are_named(override, sentence):
@@ -85,6 +102,10 @@ def test_wrong_overrides_are_named(override, sentence):
         ("serch: {}", "unknown key 'serch' .*did you mean 'search'"),
         ("student: {recipe: {loss: {temprature: 2}}}", "did you mean 'temperature'"),
         ("teacher: {policy: {chains: [{operations: [{nam: x}]}]}}", "did you mean 'name'"),
+        ("data: {nme: digits}", "unknown key under data 'nme' .*did you mean 'name'"),
+        ("data: {train_image: 50}", "under data 'train_image' .*did you mean 'train_images'"),
+        ("data: {name: parquet, lable_column: x}", "data 'lable_column' .*mean 'label_column'"),
+        ("data: {name: cifar10, base: {operation: []}}", "under data.base .*mean 'operations'"),
         ("- 1", "a config maps keys to values, got a list"),
         ("search: [", "not YAML"),
         ("promotion: {top: 0}", "promotion.top"),
@@ -102,6 +123,27 @@ def test_wrong_files_are_named(text, sentence, tmp_path):
     assert "wrong.yaml" in str(caught.value)
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
+
+
+def test_digits_are_meant_where_no_data_set_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {validation_images: 200}")
+    config = load_config(tmp_path / "config.yaml")
+    assert config == load_config(overrides=["data.validation_images=200"])
+    assert config.data == DigitsConfig(validation_images=200)
+
+
+def test_another_data_set_has_keys_and_defaults_of_its_own(tmp_path):
+    config = load_config(overrides=["data.name=cifar10", "data.validation_images=0.2"])
+    assert config.data == Cifar10Config(validation_images=0.2)
+    images = load_config(overrides=["data={name: folder, path: images}", "data.seed=3"])
+    assert images.data == FolderConfig(path=Path("images"), seed=3)
+    (tmp_path / "config.yaml").write_text(images.to_yaml())
+    assert load_config(tmp_path / "config.yaml") == images
+
+
+def test_the_name_that_is_there_already_changes_nothing():
+    same = load_config(overrides=["data.train_images=800", "data.name=digits"])
+    assert same.data == DigitsConfig(train_images=800)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -6,12 +6,12 @@ import torch
 from sklearn.datasets import load_digits
 
 from spaces.errors import UserError
-from trainers.datasets import DataConfig, ImageSplits, Labelled, load_splits
+from trainers.datasets import DigitsConfig, ImageSplits, Labelled, load_splits
 
 
 @pytest.fixture(scope="module")
 def splits() -> ImageSplits:
-    return load_splits(DataConfig())
+    return load_splits(DigitsConfig())
 
 
 def rows(part: Labelled) -> set[bytes]:
@@ -50,7 +50,7 @@ def test_every_class_has_its_share(splits):
 
 
 def test_the_seed_changes_who_validates_but_not_who_trains(splits):
-    other = load_splits(DataConfig(seed=1))
+    other = load_splits(DigitsConfig(seed=1))
     assert torch.equal(other.train.images, splits.train.images)
     assert rows(other.validation) != rows(splits.validation)
     assert rows(other.student) != rows(splits.student)
@@ -59,7 +59,7 @@ def test_the_seed_changes_who_validates_but_not_who_trains(splits):
 def test_upsampling_keeps_the_range(splits):
     assert splits.train.images.min() == 0
     assert splits.train.images.max() == 255
-    larger = load_splits(DataConfig(image_size=32))
+    larger = load_splits(DigitsConfig(image_size=32))
     assert larger.image_size == (32, 32)
 
 
@@ -70,10 +70,14 @@ def test_normalised_training_images_have_mean_zero_and_deviation_one(splits):
 
 
 def test_the_hash_names_the_content(splits):
-    assert load_splits(DataConfig()).content_hash == splits.content_hash
-    others = [DataConfig(seed=1), DataConfig(student_images=90), DataConfig(image_size=8)]
+    assert load_splits(DigitsConfig()).content_hash == splits.content_hash
+    others = [DigitsConfig(seed=1), DigitsConfig(student_images=90), DigitsConfig(image_size=8)]
     hashes = {load_splits(config).content_hash for config in others}
     assert len(hashes | {splits.content_hash}) == 4
+
+
+def test_the_digits_are_those_of_every_version():
+    assert load_splits(DigitsConfig()).content_hash == "13ddf540218c1a8f"
 
 
 def test_arrays_and_back_without_a_warning_for_read_only_memory(splits):
@@ -87,12 +91,12 @@ def test_arrays_and_back_without_a_warning_for_read_only_memory(splits):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (DataConfig(validation_images=5), r"validation split of 5 images misses class .*: raise"),
-        (DataConfig(validation_images=890), r"test split of 7 images misses class .*: lower"),
-        (DataConfig(validation_images=897), "at most 896 can validate, got 897"),
-        (DataConfig(student_images=7), "student split of 7 images misses class"),
-        (DataConfig(student_images=901), "at most data.train_images = 900, got 901"),
-        (DataConfig(train_images=1797), "at most 0 can validate"),
+        (DigitsConfig(validation_images=5), r"validation split of 5 images misses class .*: raise"),
+        (DigitsConfig(validation_images=890), r"test split of 7 images misses class .*: lower"),
+        (DigitsConfig(validation_images=897), "at most 896 can validate, got 897"),
+        (DigitsConfig(student_images=7), "student split of 7 images misses class"),
+        (DigitsConfig(student_images=901), "at most data.train_images = 900, got 901"),
+        (DigitsConfig(train_images=1797), "at most 0 can validate"),
     ],
 )
 def test_splits_that_cannot_be_are_refused_in_a_sentence(config, sentence):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spaces import Chain, Operation, Policy, scheme
 from trainers.batches import augmented_batches
-from trainers.datasets import DataConfig, ImageSplits, load_splits
+from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.metric import contextual_mutual_information, teacher_stddev
 from trainers.scoring import score
 from trainers.teacher import TeacherRecipe, train_teacher
@@ -17,7 +17,7 @@ MIXED = scheme("trivial_augment+cutmix")
 
 @pytest.fixture(scope="module")
 def splits() -> ImageSplits:
-    return load_splits(DataConfig(image_size=8, train_images=200, validation_images=100))
+    return load_splits(DigitsConfig(image_size=8, train_images=200, validation_images=100))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import nn
 
 from spaces import Policy, scheme
 from trainers.batches import augmented_batches, steps_per_epoch
-from trainers.datasets import DataConfig, ImageSplits, load_splits
+from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.quantization import QuantizationSpec
 from trainers.quantization.ewgs import EWGSLayer
 from trainers.scoring import score
@@ -38,7 +38,7 @@ TEACHER = TeacherRecipe(width=4, epochs=6)
 
 @pytest.fixture(scope="module")
 def splits() -> ImageSplits:
-    return load_splits(DataConfig(student_images=40, validation_images=100))
+    return load_splits(DigitsConfig(student_images=40, validation_images=100))
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_a_teacher_is_trained_once_and_read_from_its_file(splits, tmp_path, monk
 
 
 def test_the_teachers_hash_tells_recipes_and_data_apart(splits):
-    other_data = load_splits(DataConfig(seed=5))
+    other_data = load_splits(DigitsConfig(seed=5))
     recipes = [TEACHER, TEACHER.model_copy(update={"seed": 1}), TeacherRecipe()]
     hashes = {teacher_hash(splits, recipe) for recipe in recipes}
     assert len(hashes | {teacher_hash(other_data, TEACHER)}) == 4

@@ -8,12 +8,12 @@ import torch
 
 from spaces import UserError, scheme
 from trainers.batches import augmented_batches
-from trainers.datasets import DataConfig, ImageSplits, load_splits
+from trainers.cache_folder import cache_folder
+from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.models import build_network
 from trainers.teacher import (
     TeacherRecipe,
     accuracy,
-    cache_folder,
     cached_teacher,
     teacher_hash,
     train_teacher,
@@ -24,7 +24,7 @@ QUICK = TeacherRecipe(width=4, epochs=1, batch_size=64, learning_rate=4e-3)
 
 @pytest.fixture(scope="module")
 def splits() -> ImageSplits:
-    return load_splits(DataConfig(image_size=8, train_images=300, validation_images=100))
+    return load_splits(DigitsConfig(image_size=8, train_images=300, validation_images=100))
 
 
 def assert_equal_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
@@ -97,7 +97,7 @@ def test_every_part_of_the_recipe_is_in_the_hash(splits, change):
 
 
 def test_the_data_is_in_the_hash(splits):
-    other = load_splits(DataConfig(image_size=8, train_images=301, validation_images=100))
+    other = load_splits(DigitsConfig(image_size=8, train_images=301, validation_images=100))
     assert teacher_hash(other, QUICK) != teacher_hash(splits, QUICK)
     assert teacher_hash(splits, QUICK) == teacher_hash(splits, TeacherRecipe(**dict(QUICK)))
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from spaces import Policy, scheme
 from trainers.batches import augmented_batches
-from trainers.datasets import DataConfig, ImageSplits, load_splits
+from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.distillation import DistillationLoss, kd_loss
 from trainers.metric import contextual_mutual_information
 from trainers.quantization import QuantizationSpec, calibrate, quantize, quantizer_parameters
@@ -35,7 +35,7 @@ RECIPE = StudentRecipe(
 @pytest.fixture(scope="module")
 def splits() -> ImageSplits:
     return load_splits(
-        DataConfig(image_size=8, train_images=200, student_images=40, validation_images=100)
+        DigitsConfig(image_size=8, train_images=200, student_images=40, validation_images=100)
     )
 
 
