@@ -84,9 +84,11 @@ def test_a_watched_pass_is_the_same_pass_and_keeps_what_layers_give(network):
 def test_no_hook_is_left_and_the_network_can_be_pickled(network):
     stage_taps(network, images(16))
     watched(network, images(16), [Tap("blocks.2")])
-    with pytest.raises(RuntimeError):
-        watched(network, images(16)[:, :2], [Tap("blocks.2")])
-    assert not any(module._forward_hooks for module in network.modules())
+    broken = nn.Sequential(nn.Linear(3, 2), nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match="shapes"):
+        watched(broken, torch.zeros(1, 3), [Tap("0")])
+    modules = [*network.modules(), *broken.modules()]
+    assert not any(module._forward_hooks for module in modules)
     again = pickle.loads(pickle.dumps(network))
     assert torch.equal(again(images(16)), network(images(16)))
 

@@ -62,7 +62,7 @@ class Distiller(nn.Module):
     ) -> Float[Tensor, ""]:
         """The mean over the batch; the answers hold the features at `student_taps` and
         `teacher_taps`, `sample_ids` are rows of the images that `labels` were of."""
-        total = self.loss(student.logits, teacher.logits, targets)
+        total = self.loss(student.logits, teacher.logits.detach(), targets)
         for loss, places, part in zip(self.loss.features, self.places, self.parts, strict=True):
             total = total + loss.weight * part(_seen(places, student, teacher, targets, sample_ids))
         return total

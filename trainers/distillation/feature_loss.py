@@ -1,17 +1,7 @@
 """What every loss on features has in common, and the table of them.
 
-To add one, derive from FeatureLoss, give it a `name` and a `weight`, and register it:
-
-    @feature_loss
-    class Mimic(FeatureLoss):
-        name: Literal["mimic"] = "mimic"
-        weight: Weight = 10.0
-
-        def value(self, batch: DistillationBatch) -> Tensor:
-            pairs = zip(batch.student, batch.teacher, strict=True)
-            return sum(F.mse_loss(s, t) for s, t in pairs)
-
-Where the loss learns something itself, override `build` in place of `value`.
+To add one, derive from FeatureLoss, give it a `name` and a `weight`, write its `value`, and register
+it by `@feature_loss`. Where the loss learns something itself, override `build` in place of `value`.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 """Which layers of a network a loss looks at, and one forward pass that keeps what they give."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -84,15 +85,19 @@ def _blocks(model: nn.Module, inputs: Tensor) -> list[_Call]:
     Inside a block that halves the resolution the first layers still have the old one (as in
     bottlenecks), and they do not end a stage: the block before does.
     """
+    # Quantizers of weights are modules too: a batch of a size that no weight has tells features.
+    taken = {parameter.shape[:1] for parameter in model.parameters()}
+    count = next(size for size in itertools.count(2) if (size,) not in taken)
     calls: list[_Call] = []
     names = {module: name for name, module in model.named_modules() if name}
     handles = [module.register_forward_hook(_record(calls, name)) for module, name in names.items()]
     try:
         with torch.no_grad(), eval_mode(model):
-            model(inputs)
+            model(inputs[:1].expand(count, *inputs.shape[1:]))
     finally:
         for handle in handles:
             handle.remove()
+    calls = [call for call in calls if call.shape[:1] == (count,)]
     blocks = {call.name for call in calls if _is_block(model, call, calls)}
     return [call for call in calls if call.name in blocks and blocks.isdisjoint(_above(call.name))]
 
