@@ -1,7 +1,8 @@
 """What every loss on features has in common, and the table of them.
 
 To add one, derive from FeatureLoss, give it a `name` and a `weight`, write its `value`, and
-register it by `@feature_loss`. Where the loss learns something itself, override `build` in place of `value`.
+register it by `@feature_loss`. Where the loss learns something itself, override `build` in
+place of `value`.
 """
 
 from dataclasses import dataclass
