@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +17,12 @@ AHEAD = 512  # images that are augmented together, where batches are smaller
 def steps_per_epoch(count: int, repeats: int, batch_size: int) -> int:
     """Batches in one epoch; the last may be short."""
     return -(-count * repeats // batch_size)
+
+
+def epoch_order(count: int, repeats: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """The sample ids of one epoch in order, (count * repeats,); modulo `count` they are images."""
+    rng = randomness.generator(seed, epoch, "order")
+    return np.concatenate([rng.permutation(count) + count * r for r in range(repeats)])
 
 
 def augmented_batches(
@@ -36,8 +43,7 @@ def augmented_batches(
     uint8 to logits, for the mixing that asks it.
     """
     count = len(data.labels)
-    rng = randomness.generator(seed, epoch, "order")
-    order = np.concatenate([rng.permutation(count) + count * r for r in range(repeats)])
+    order = epoch_order(count, repeats, seed, epoch)
     ahead = max(AHEAD // batch_size, 1) * batch_size
     for start in range(0, len(order), ahead):
         sample_ids = torch.from_numpy(order[start : start + ahead])

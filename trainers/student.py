@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces import Policy, randomness
+from spaces.errors import UserError
 from spaces.frozen import Frozen
-from trainers.batches import augmented_batches, steps_per_epoch
+from trainers.batches import augmented_batches, epoch_order, steps_per_epoch
 from trainers.contexts import eval_mode
 from trainers.datasets import ImageSplits, Labelled
-from trainers.distillation import DistillationLoss, kd_loss
+from trainers.distillation import Answer, DistillationLoss, Distiller, kd_loss, watched
 from trainers.metric import ContextualMutualInformation, TeacherStddev
 from trainers.quantization import (
     QuantizationSpec,
@@ -119,7 +120,17 @@ class StudentTrainer:
         self.epochs_done = 0
         self.augment = policy.augmenter(splits.num_classes, seed)
         self.student = quantize(teacher, quantization).requires_grad_(True)
-        calibrate(self.student, splits.normalise(splits.student.images[: recipe.batch_size]))
+        first = splits.normalise(splits.student.images[: recipe.batch_size])
+        calibrate(self.student, first)
+        _require_known_images(recipe.loss, policy)
+        self.loss = Distiller(
+            recipe.loss,
+            student=self.student,
+            teacher=teacher,
+            inputs=first,
+            labels=splits.student.labels,
+            seed=seed,
+        )
         self._steps = steps_per_epoch(len(splits.student.labels), recipe.repeats, recipe.batch_size)
         self.optimizer = self._optimizer()
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
@@ -146,6 +157,7 @@ class StudentTrainer:
         """Everything that training changes."""
         return {
             "student": self.student.state_dict(),
+            "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "epochs_done": self.epochs_done,
@@ -154,6 +166,7 @@ class StudentTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
         self.student.load_state_dict(state["student"])
+        self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.epochs_done = state["epochs_done"]
@@ -163,29 +176,31 @@ class StudentTrainer:
         known = set(map(id, quantizers))
         weights = [p for p in self.student.parameters() if id(p) not in known]
         recipe = self.recipe
-        return torch.optim.Adam(
-            [
-                {
-                    "params": weights,
-                    "lr": recipe.learning_rate,
-                    "weight_decay": recipe.weight_decay,
-                },
-                {"params": quantizers, "lr": recipe.quantizer_learning_rate},
-            ],
-            fused=True,  # one kernel for all parameters, on CPU as on CUDA
-        )
+        like_weights = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        groups = [
+            {"params": weights, **like_weights},
+            {"params": quantizers, "lr": recipe.quantizer_learning_rate},
+        ]
+        if learned := list(self.loss.parameters()):
+            groups.append({"params": learned, **like_weights})
+        # Fused: one kernel for all parameters, on CPU as on CUDA.
+        return torch.optim.Adam(groups, fused=True)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, targets in augmented_batches(
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Inputs (N, C, H, W), targets (N, K) and whose views they are, rows (N,) of the images."""
+        count, size = len(self.splits.student.labels), self.recipe.batch_size
+        order = torch.from_numpy(epoch_order(count, self.recipe.repeats, self.seed, epoch) % count)
+        batches = augmented_batches(
             self.splits.student,
             self.augment,
-            batch_size=self.recipe.batch_size,
+            batch_size=size,
             repeats=self.recipe.repeats,
             seed=self.seed,
             epoch=epoch,
-            teacher=lambda images: self._teach(self.splits.normalise(images)),
-        ):
-            yield self.splits.normalise(images), targets
+            teacher=lambda images: self._teach(self.splits.normalise(images)).logits,
+        )
+        for (images, targets), rows in zip(batches, order.split(size), strict=True):
+            yield self.splits.normalise(images), targets, rows.to(targets.device)
 
     def _train_epoch(self) -> EpochReport:
         student_metric, teacher_metric = (
@@ -196,10 +211,12 @@ class StudentTrainer:
         sums = torch.zeros(3, dtype=torch.float64)  # loss, KD loss, images
         started = time.perf_counter()
         self.student.train()
-        for inputs, targets in self._batches(self.epochs_done):
-            teacher = self._teach(inputs)
-            logits = self.student(inputs)
-            loss = self.recipe.loss(logits, teacher, targets)
+        self.loss.train()
+        for inputs, targets, rows in self._batches(self.epochs_done):
+            taught = self._teach(inputs)
+            answer = watched(self.student, inputs, self.loss.student_taps)
+            loss = self.loss(answer, taught, targets, rows)
+            logits, teacher = answer.logits, taught.logits
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -234,10 +251,9 @@ class StudentTrainer:
         )
 
     @torch.no_grad()
-    def _teach(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+    def _teach(self, inputs: Float[Tensor, "n c h w"]) -> Answer:
         with eval_mode(self.teacher):
-            logits: Tensor = self.teacher(inputs)
-        return logits
+            return watched(self.teacher, inputs, self.loss.teacher_taps)
 
     def _validate(self, kd_training: float) -> dict[str, float]:
         labels = self.splits.validation.labels
@@ -263,15 +279,26 @@ class StudentTrainer:
             batch for batch, _ in zip(self._batches(self.epochs_done), range(3), strict=False)
         ]
 
-        def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-            return self.recipe.loss(self.student(inputs), self._teach(inputs), targets)
+        def loss_of(inputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+            answer = watched(self.student, inputs, self.loss.student_taps)
+            return self.loss(answer, self._teach(inputs), targets, rows)
 
         rng = torch.Generator().manual_seed(
             randomness.key(self.seed, self.epochs_done, "curvature") % 2**63
         )
         losses = [lambda batch=batch: loss_of(*batch) for batch in batches]
-        with eval_mode(self.student):
+        with eval_mode(self.student), eval_mode(self.loss):
             update_deltas(self.student, losses, rng, self.recipe.curvature_draws)
+
+
+def _require_known_images(loss: DistillationLoss, policy: Policy) -> None:
+    """Refuses a mixing that does not tell whose views a batch shows to a loss that needs it."""
+    picked = policy.mixing is not None and policy.mixing.name == "cutmix_pick"
+    for name in (part.name for part in loss.features if picked and part.needs_sample_ids):
+        raise UserError(
+            f"loss.features: {name} remembers images, and the policy's cutmix_pick does not tell "
+            "which ones a batch shows: mix by cutmix or leave the loss out"
+        )
 
 
 def _accuracy(logits: Float[Tensor, "n k"], labels: Tensor) -> float:
