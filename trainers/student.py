@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from spaces import Policy, randomness
 from spaces.frozen import Frozen
 from trainers.batches import augmented_batches, steps_per_epoch
-from trainers.contexts import eval_mode
+from trainers.contexts import eval_mode, keyed_draws
 from trainers.datasets import ImageSplits, Labelled
 from trainers.distillation import DistillationLoss, kd_loss
 from trainers.metric import ContextualMutualInformation, TeacherStddev
@@ -96,8 +96,9 @@ class DivergedError(Exception):
 
 
 class StudentTrainer:
-    """Distils `teacher` into a low-bit copy of itself under one augmentation policy.
+    """Distils `teacher` into a low-bit student under one augmentation policy.
 
+    The student is a quantized copy of `network`, or of the teacher itself where that is None.
     Everything random is keyed by `seed`: trainers that differ in their policy alone see the same
     images in the same order with the same draws. `epochs()` goes on where `load_state_dict` left.
     """
@@ -112,12 +113,14 @@ class StudentTrainer:
         recipe: StudentRecipe,
         epochs: int,
         seed: int,
+        network: nn.Module | None = None,
     ) -> None:
         self.teacher, self.splits, self.recipe = teacher, splits, recipe
         self.total_epochs, self.seed = epochs, seed
         self.epochs_done = 0
         self.augment = policy.augmenter(splits.num_classes, seed)
-        self.student = quantize(teacher, quantization).requires_grad_(True)
+        start = teacher if network is None else network
+        self.student = quantize(start, quantization).requires_grad_(True)
         calibrate(self.student, splits.normalise(splits.student.images[: recipe.batch_size]))
         self._steps = steps_per_epoch(len(splits.student.labels), recipe.repeats, recipe.batch_size)
         self.optimizer = self._optimizer()
@@ -132,7 +135,8 @@ class StudentTrainer:
             every = self.recipe.curvature_every
             if every and self.epochs_done % every == 0:
                 self._update_curvature()
-            report = self._train_epoch()
+            with keyed_draws(self.seed, self.epochs_done, "network"):
+                report = self._train_epoch()
             self.epochs_done += 1
             yield report
 
