@@ -1,15 +1,16 @@
 """The command line: parse, call, print. Everything heavy is imported inside the commands."""
 
-import json
-import math
 import sys
 import time
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from search.options import Config, Json, Overrides, Quiet, print_json
+from search.teacher_cli import teacher
 
 app = typer.Typer(
     help="Find the data augmentation under which a low-bit student ends up best.",
@@ -17,21 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-Config = Annotated[
-    Path | None,
-    typer.Argument(help="YAML file; without one the embedded search on handwritten digits runs."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY.PATH=VALUE",
-        help="Change one value of the config, e.g. search.trials=50; may be given often.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON for machines.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+app.add_typer(teacher, name="teacher")
 
 
 def _print_version(asked: bool) -> None:
@@ -90,7 +77,7 @@ def search(
     if as_json:
         rows = read_parquet(folder.policies).to_pylist()
         verdict = result.verdict.as_dict()
-        _print_json({"run": str(folder.path), "verdict": verdict, "policies": rows})
+        print_json({"run": str(folder.path), "verdict": verdict, "policies": rows})
     else:
         print_result(result, settings)
 
@@ -129,7 +116,7 @@ def score(
         scores = [score_policy(policy, teacher, splits) for policy in candidates]
     rows = sorted(zip(policies, scores, strict=True), key=lambda row: row[1].score)
     if as_json:
-        _print_json([{"policy": name} | vars(found) for name, found in rows])
+        print_json([{"policy": name} | vars(found) for name, found in rows])
     else:
         print_scores(rows, settings)
 
@@ -156,7 +143,7 @@ def schemes(as_json: Json = False) -> None:
     from spaces.schemes import SCHEMES
 
     if as_json:
-        _print_json(
+        print_json(
             [{"name": n, "summary": s.summary, "citation": s.citation} for n, s in SCHEMES.items()]
         )
     else:
@@ -225,19 +212,6 @@ def convert_policy(
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None
     print(f"{to} code in {out}")
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(content: Any) -> Any:
-    """`content` with null for numbers that JSON does not know."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def main() -> None:

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
+from torch import nn
 
 from spaces.errors import UserError, from_validation, unknown_name
 from spaces.frozen import Frozen
 from spaces.policy import Policy
 from spaces.schemes import policy_called
 from spaces.space import SpaceSpec
-from trainers.datasets import DataConfig, DigitsConfig
+from trainers.datasets import DataConfig, DigitsConfig, ImageSplits
+from trainers.models import Network, network_for
 from trainers.quantization import QuantizationSpec
 from trainers.student import OBJECTIVES, StudentRecipe
 from trainers.teacher import TeacherRecipe
@@ -22,8 +24,17 @@ from trainers.teacher import TeacherRecipe
 class StudentConfig(Frozen):
     """What is distilled and how; the same for probes and full-length runs but for the epochs."""
 
+    network: Annotated[
+        Network | None,
+        Field(description="null: a copy of the teacher; else its own, fresh or from a file"),
+    ] = None
     quantization: QuantizationSpec = QuantizationSpec()
     recipe: StudentRecipe = StudentRecipe()
+
+    def start(self, splits: ImageSplits) -> nn.Module | None:
+        """The network that is quantized, None where it is the teacher; raises UserError where it
+        cannot be built for `splits`. Without weights of a file every seed has its own."""
+        return None if self.network is None else network_for(self.network, splits, seed=0)
 
 
 class AshaConfig(Frozen):

@@ -55,6 +55,7 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
     first = config.search.first()
     space = space.including(first)
+    start = config.student.start(splits)
     for note in splits.notes:
         listen.note(note)
     with connected(config.cluster) as dashboard:
@@ -66,7 +67,7 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
         made_by = _made_by(config, splits)
         folder.create(config.to_yaml(), made_by)
         ledger = _Ledger(config, folder, made_by)
-        shared = Shared.put(config, splits, teacher)
+        shared = Shared.put(config, splits, teacher, start)
         rows = _probe(config, shared, space, first, ledger=ledger, listen=listen)
         promoted = _promote(config, shared, rows, folder, listen)
     verdict = decide(promoted.candidates, promoted.failures)

@@ -17,6 +17,7 @@ from search.config import SearchConfig, StudentConfig
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
 from trainers.datasets import ImageSplits
+from trainers.models import build_network, network_from_arrays
 from trainers.student import FIGURES, DivergedError, EpochReport, StudentTrainer
 from trainers.teacher import TeacherRecipe, teacher_from_arrays, to_arrays
 
@@ -25,19 +26,34 @@ CHECKPOINT = "student.pt"
 
 @dataclass(frozen=True)
 class Shared:
-    """What all students of a search share. Data and teacher lie once in the object store, for
-    probes and promotion alike, and every actor of a node maps the same memory."""
+    """What all students of a search share. Data, teacher and the weights that students of another
+    network start from lie once in the object store, for probes and promotion alike, and every actor
+    of a node maps the same memory."""
 
     splits: ray.ObjectRef[dict[str, Any]]
     teacher: ray.ObjectRef[dict[str, np.ndarray]]
     teacher_recipe: TeacherRecipe
     student: StudentConfig
+    student_weights: ray.ObjectRef[dict[str, np.ndarray]] | None
 
     @classmethod
-    def put(cls, config: SearchConfig, splits: ImageSplits, teacher: nn.Module) -> "Shared":
-        """Numpy rather than tensors: those are copied out of the store, arrays are mapped."""
+    def put(
+        cls,
+        config: SearchConfig,
+        splits: ImageSplits,
+        teacher: nn.Module,
+        start: nn.Module | None = None,
+    ) -> "Shared":
+        """Numpy rather than tensors: those are copied out of the store, arrays are mapped.
+
+        `start` is what `StudentConfig.start` gave.
+        """
         arrays = ray.put(splits.to_arrays()), ray.put(to_arrays(teacher))
-        return cls(*arrays, config.teacher, config.student)
+        network = config.student.network
+        weights = None
+        if start is not None and network is not None and network.weights is not None:
+            weights = ray.put(to_arrays(start))
+        return cls(*arrays, config.teacher, config.student, weights)
 
 
 class ProbeTrial(tune.Trainable):
@@ -54,6 +70,8 @@ class ProbeTrial(tune.Trainable):
         torch.set_num_threads(max(int(config["cpus"]), 1))
         self._device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
         splits, teacher = ray.get([shared.splits, shared.teacher])
+        weights = shared.student_weights
+        self._weights = None if weights is None else ray.get(weights)
         self._splits = ImageSplits.from_arrays(splits).to(self._device)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
@@ -101,9 +119,20 @@ class ProbeTrial(tune.Trainable):
                 recipe=self._student.recipe,
                 epochs=self._total_epochs,
                 seed=self.config["seed"],
+                network=self._start(),
             )
             self._reports: Iterator[EpochReport] = self._trainer.epochs()
         return self._trainer
+
+    def _start(self) -> nn.Module | None:
+        """The network to quantize; None is the teacher."""
+        network, classes = self._student.network, self._splits.num_classes
+        if network is None:
+            return None
+        if self._weights is not None:
+            return network_from_arrays(self._weights, network, classes).to(self._device)
+        fresh = build_network(network.name, classes, width=network.width, seed=self.config["seed"])
+        return fresh.to(self._device)
 
     def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
         return f"Student({policy_from_json(self.config['policy'])})"

@@ -1,10 +1,12 @@
-"""How torch computes for a while: on one core, or with a network that does not learn."""
+"""How torch computes for a while: on one core, with draws of its own, or without learning."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from spaces import randomness
 
 
 @contextmanager
@@ -20,6 +22,15 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def keyed_draws(*parts: int | str) -> Iterator[None]:
+    """What layers draw, dropout for example, depends on `parts` alone; the global state returns."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(randomness.key(*parts) % 2**63)
+        yield
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from spaces import Policy, randomness
 from spaces.errors import UserError
 from spaces.frozen import Frozen
 from trainers.batches import augmented_batches, epoch_order, steps_per_epoch
-from trainers.contexts import eval_mode
+from trainers.contexts import eval_mode, keyed_draws
 from trainers.datasets import ImageSplits, Labelled
 from trainers.distillation import Answer, DistillationLoss, Distiller, kd_loss, watched
 from trainers.metric import ContextualMutualInformation, TeacherStddev
@@ -98,8 +98,9 @@ class DivergedError(Exception):
 
 
 class StudentTrainer:
-    """Distils `teacher` into a low-bit copy of itself under one augmentation policy.
+    """Distils `teacher` into a low-bit student under one augmentation policy.
 
+    The student is a quantized copy of `network`, or of the teacher itself where that is None.
     Everything random is keyed by `seed`: trainers that differ in their policy alone see the same
     images in the same order with the same draws. `epochs()` goes on where `load_state_dict` left.
     """
@@ -114,12 +115,14 @@ class StudentTrainer:
         recipe: StudentRecipe,
         epochs: int,
         seed: int,
+        network: nn.Module | None = None,
     ) -> None:
         self.teacher, self.splits, self.recipe = teacher, splits, recipe
         self.total_epochs, self.seed = epochs, seed
         self.epochs_done = 0
         self.augment = policy.augmenter(splits.num_classes, seed)
-        self.student = quantize(teacher, quantization).requires_grad_(True)
+        start = teacher if network is None else network
+        self.student = quantize(start, quantization).requires_grad_(True)
         first = splits.normalise(splits.student.images[: recipe.batch_size])
         calibrate(self.student, first)
         _require_known_images(recipe.loss, policy)
@@ -144,7 +147,8 @@ class StudentTrainer:
             every = self.recipe.curvature_every
             if every and self.epochs_done % every == 0 and ewgs_layers(self.student):
                 self._update_curvature()
-            report = self._train_epoch()
+            with keyed_draws(self.seed, self.epochs_done, "network"):
+                report = self._train_epoch()
             self.epochs_done += 1
             yield report
 

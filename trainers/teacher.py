@@ -1,4 +1,4 @@
-"""The teacher: a full-precision network, trained once and kept by what made it.
+"""The teacher: a full-precision network, from a file or trained once and kept by what made it.
 
 It learns with mild augmentation and CutMix: without them its predictions on plain images carry no
 contextual information and the metric ranks badly.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,9 +23,21 @@ from spaces.frozen import Frozen
 from spaces.policy import Chain, Mixing, Operation, Policy, Range
 from trainers.batches import augmented_batches, steps_per_epoch
 from trainers.cache_folder import made_folder
-from trainers.contexts import eval_mode, one_thread
-from trainers.datasets import ImageSplits, Labelled, as_tensor
-from trainers.models import NetworkName, build_network
+from trainers.contexts import eval_mode, keyed_draws, one_thread
+from trainers.datasets import ImageSplits, Labelled
+from trainers.models import (
+    OWN,
+    Network,
+    NetworkName,
+    WeightsFile,
+    Width,
+    made_of,
+    network_for,
+    network_from_arrays,
+    weights_hash,
+)
+
+EVALUATION_BATCH = 512
 
 MILD_AFFINE_CUTMIX = Policy(
     name="mild_affine+cutmix",
@@ -44,10 +57,15 @@ MILD_AFFINE_CUTMIX = Policy(
 
 
 class TeacherRecipe(Frozen):
-    """How the teacher is trained: Adam, cosine to zero, cross-entropy on soft targets."""
+    """How the teacher is trained: Adam, cosine to zero, cross-entropy on soft targets.
+
+    With `weights` it is read from that file and not trained. `width` is of CIFAR's networks,
+    others have their own.
+    """
 
     network: NetworkName = "resnet8"
-    width: Annotated[int, Field(ge=4, le=64, description="channels of the first stage")] = 8
+    width: Width = 8
+    weights: WeightsFile = None
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
@@ -62,11 +80,19 @@ class TeacherRecipe(Frozen):
             raise ValueError("cutmix_pick asks a teacher, and the teacher has none")
         return policy
 
+    @property
+    def architecture(self) -> Network:
+        """The network, fresh: what is trained, or what the weights are for."""
+        return Network(name=self.network, width=self.width if self.network in OWN else None)
+
 
 @one_thread()
 def train_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
-    """Trains on all training images; returns the network in eval mode."""
-    model = _fresh(splits, recipe)
+    """Trains on all training images; returns the network in eval mode.
+
+    Raises UserError where the images are too small for the network, and where training diverges.
+    """
+    model = network_for(recipe.architecture, splits, seed=recipe.seed)
     augment = recipe.policy.augmenter(splits.num_classes, recipe.seed)
     optimizer = torch.optim.Adam(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -75,27 +101,25 @@ def train_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
     for epoch in range(recipe.epochs):
-        for images, targets in augmented_batches(
+        batches = augmented_batches(
             splits.train,
             augment,
             batch_size=recipe.batch_size,
             repeats=1,
             seed=recipe.seed,
             epoch=epoch,
-        ):
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(splits.normalise(images)), targets).backward()
-            optimizer.step()
-            schedule.step()
+        )
+        with keyed_draws(recipe.seed, epoch, "network"):
+            for images, targets in batches:
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(model(splits.normalise(images)), targets).backward()
+                optimizer.step()
+                schedule.step()
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise UserError(
             f"teacher.learning_rate: training at {recipe.learning_rate:g} diverged, lower it"
         )
     return frozen(model)
-
-
-def _fresh(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
-    return build_network(recipe.network, splits.num_classes, width=recipe.width, seed=recipe.seed)
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -112,15 +136,21 @@ def teacher_from_arrays(
     arrays: Mapping[str, np.ndarray], splits: ImageSplits, recipe: TeacherRecipe
 ) -> nn.Module:
     """The inverse of `to_arrays`, without a copy: the weights may be read-only views."""
-    model = _fresh(splits, recipe)
-    model.load_state_dict({k: as_tensor(v) for k, v in arrays.items()}, assign=True)
-    return frozen(model)
+    return frozen(network_from_arrays(arrays, recipe.architecture, splits.num_classes))
 
 
 def teacher_hash(splits: ImageSplits, recipe: TeacherRecipe) -> str:
-    """Sixteen hex digits of everything that makes the teacher."""
+    """Sixteen hex digits of everything that makes the teacher; of a file that is its content.
+
+    Raises UserError where the file cannot be read.
+    """
+    settings = recipe.model_dump(mode="json", exclude={"weights"})
+    if recipe.weights is not None:
+        architecture = recipe.architecture.model_dump(mode="json", exclude={"weights"})
+        settings = {**architecture, "weights": weights_hash(recipe.weights)}
     made_by = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": settings,
+        "network": made_of(recipe.network),
         "data": splits.content_hash,
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
@@ -131,10 +161,16 @@ def teacher_hash(splits: ImageSplits, recipe: TeacherRecipe) -> str:
 
 
 def cached_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
-    """The teacher of `recipe`, from the cache where it is, else trained and kept there."""
+    """The teacher of `recipe`: from its file, else from the cache, else trained and kept there.
+
+    Raises UserError where the file does not fit, and where nothing can be trained or kept.
+    """
+    if recipe.weights is not None:
+        network = recipe.architecture.model_copy(update={"weights": recipe.weights})
+        return frozen(network_for(network, splits, seed=recipe.seed))
     path = made_folder("teachers", "teachers") / f"{teacher_hash(splits, recipe)}.pt"
     if path.exists():
-        model = _fresh(splits, recipe)
+        model = network_for(recipe.architecture, splits, seed=recipe.seed)
         try:
             model.load_state_dict(torch.load(path, weights_only=True))
         except Exception:  # whatever a broken file makes torch raise
@@ -146,9 +182,15 @@ def cached_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
     return model
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, splits: ImageSplits, part: Labelled) -> float:
     """Fraction of the images of `part` that `model` names rightly."""
+    hits = logits_of(model, splits, part).argmax(dim=1) == part.labels
+    return float(hits.double().mean())
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, splits: ImageSplits, part: Labelled) -> Float[Tensor, "n k"]:
+    """What `model` says of the plain images of `part`, in eval mode."""
     with eval_mode(model):
-        logits: Tensor = model(splits.normalise(part.images))
-    return float((logits.argmax(dim=1) == part.labels).double().mean())
+        chunks = part.images.split(EVALUATION_BATCH)
+        return torch.cat([model(splits.normalise(chunk)) for chunk in chunks])

@@ -1,13 +1,8 @@
-"""Networks of the papers: CIFAR's ResNets."""
+"""CIFAR's ResNets."""
 
-from typing import Literal
-
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-NetworkName = Literal["resnet8", "resnet20", "resnet32", "resnet56"]
 
 
 class BasicBlock(nn.Module):
@@ -59,10 +54,3 @@ class CifarResNet(nn.Module):
         out = self.blocks(out).mean(dim=(2, 3))
         logits: Tensor = self.classifier(out)
         return logits
-
-
-def build_network(name: NetworkName, num_classes: int, *, width: int, seed: int) -> nn.Module:
-    """A fresh network whose weights depend on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CifarResNet(int(name.removeprefix("resnet")), num_classes, width)
