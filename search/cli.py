@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from search.options import Config, Json, Overrides, Quiet, print_json
+from search.student_cli import student
 from search.teacher_cli import teacher
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(teacher, name="teacher")
+app.add_typer(student, name="student")
 
 
 def _print_version(asked: bool) -> None:

@@ -135,7 +135,7 @@ def explore(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     grid: Any = tuner(
         config,
-        tune.with_parameters(ProbeTrial, shared=shared, epochs=epochs, read_test=False),
+        tune.with_parameters(ProbeTrial, shared=shared, epochs=epochs),
         folder=folder,
         trial_ended=trial_ended,
         epochs=epochs,

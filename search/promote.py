@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -12,6 +11,7 @@ from ray.tune.schedulers import FIFOScheduler
 from search.config import SearchConfig
 from search.explore import TrialEnded, row_of_result, tuner
 from search.results import FAILED, FINISHED, FullLength, Row
+from search.run_folder import RunFolder
 from search.trainable import ProbeTrial, Shared
 from search.verdict import Candidate, Role
 from spaces import Policy, scheme
@@ -48,20 +48,23 @@ def promote(
     config: SearchConfig,
     shared: Shared,
     chosen: Sequence[tuple[Policy, Role]],
-    folder: Path,
+    folder: RunFolder,
     trial_ended: TrialEnded,
 ) -> Promoted:
-    """Trains every chosen policy with the same seeds to full length.
+    """Trains every chosen policy with the same seeds to full length, and keeps the students.
 
     Test accuracy is read once per student, after its last epoch; no choice hangs on it.
     """
     promotion = config.promotion
+    folder.students.mkdir(exist_ok=True)
     # Not the probes' seeds: a policy must not profit from the luck that promoted it.
     first = config.search.seed + 1
     grid: Any = tuner(
         config,
-        tune.with_parameters(ProbeTrial, shared=shared, epochs=promotion.epochs, read_test=True),
-        folder=folder,
+        tune.with_parameters(
+            ProbeTrial, shared=shared, epochs=promotion.epochs, students=folder.students
+        ),
+        folder=folder.tune / "promote",
         trial_ended=trial_ended,
         epochs=promotion.epochs,
         param_space={

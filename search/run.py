@@ -110,7 +110,7 @@ def _promote(
     chosen = select(rows, config)
     students = len(chosen) * config.promotion.seeds
     listen.stage("promotion", students, "validation_accuracy", "max")
-    promoted = promote(config, shared, chosen, folder.tune / "promote", listen.trial_ended)
+    promoted = promote(config, shared, chosen, folder, listen.trial_ended)
     if not promoted.candidates:
         raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
     return promoted

@@ -39,6 +39,11 @@ class RunFolder:
         return self.path / "best_policy.json"
 
     @property
+    def students(self) -> Path:
+        """The students of full length: IDENTITY-SEED.pt, by policy and seed."""
+        return self.path / "students"
+
+    @property
     def verdict(self) -> Path:
         """What promotion found, in words and figures."""
         return self.path / "verdict.json"

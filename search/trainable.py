@@ -4,6 +4,7 @@ import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ray.tune import PlacementGroupFactory
 from torch import nn
 
 from search.config import SearchConfig, StudentConfig
+from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
 from trainers.datasets import ImageSplits
@@ -59,13 +61,16 @@ class Shared:
 class ProbeTrial(tune.Trainable):
     """Distils a student for `epochs` epochs under the policy in its config, a report per epoch.
 
+    Where there is a folder for `students`, this is promotion: the last report has the test accuracy
+    too, and the student is kept there as IDENTITY-SEED.pt.
+
     The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. A mistake that will repeat itself,
     a diverging loss for example, is a result with `failure` set and no figures; raising is left to
     the infrastructure, which Tune retries.
     """
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, shared: Shared, epochs: int, read_test: bool
+        self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
     ) -> None:
         torch.set_num_threads(max(int(config["cpus"]), 1))
         self._device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
@@ -75,7 +80,7 @@ class ProbeTrial(tune.Trainable):
         self._splits = ImageSplits.from_arrays(splits).to(self._device)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
-        self._student, self._total_epochs, self._read_test = shared.student, epochs, read_test
+        self._student, self._total_epochs, self._students = shared.student, epochs, students
         self._trainer: StudentTrainer | None = None
 
     @classmethod
@@ -98,9 +103,20 @@ class ProbeTrial(tune.Trainable):
         except (DivergedError, UserError, ValueError, RuntimeError) as error:
             return failed(f"{type(error).__name__}: {error}")
         result = report.as_dict() | {"done": trainer.epochs_done >= self._total_epochs}
-        if result["done"] and self._read_test:
+        if result["done"] and self._students is not None:
             result["test_accuracy"] = trainer.test_accuracy()
+            self._keep(trainer, report)
         return result
+
+    def _keep(self, trainer: StudentTrainer, report: EpochReport) -> None:
+        assert self._students is not None
+        identity, seed = policy_from_json(self.config["policy"]).identity, self.config["seed"]
+        content = {
+            "student": {name: value.cpu() for name, value in trainer.student.state_dict().items()},
+            "validation_accuracy": report.validation_accuracy,
+        }
+        with atomic_write(self._students / f"{identity}-{seed}.pt") as temporary:
+            torch.save(content, temporary)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         torch.save(self._running().state_dict(), f"{checkpoint_dir}/{CHECKPOINT}")

@@ -40,7 +40,8 @@ def augury(cache, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "word", ["", "search", "score", "export", "schemes", "policy show", "policy convert"]
+    "word",
+    ["", "search", "score", "export", "schemes", "policy show", "policy convert", "student export"],
 )
 def test_help_teaches(augury, word):
     done = augury(*word.split(), "--help")
@@ -150,6 +151,7 @@ def test_a_search_from_the_command_line_and_its_export(augury, tmp_path):
         "search",
         *("--run", "run", *TINY),
         *("--set", "search.trials=3", "--set", "search.probe_epochs=1"),
+        *("--set", "student.quantization={weight_bits: 4, activation_bits: 8}"),
         *("--set", "promotion={top: 1, epochs: 1, seeds: 1}"),
         *("--set", "cluster.dashboard=false"),
     )
@@ -160,6 +162,10 @@ def test_a_search_from_the_command_line_and_its_export(augury, tmp_path):
     assert "Verdict" in done.stdout
     assert done.stdout.rstrip().endswith("run/best_policy.json")
     assert load_policy(tmp_path / "run" / "best_policy.json")
+    exported = augury("student", "export", "run", "--to", "student.onnx", "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["same_class"] > 0.98
+    assert (tmp_path / "student.onnx").exists()
     assert augury("export", "run", "--to", "out.csv").returncode == 0
     with (tmp_path / "out.csv").open() as file:
         assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", "3"]

@@ -1,0 +1,121 @@
+"""`augury student`: what becomes of the students that a search trained to full length."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.options import Json, print_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from search.config import SearchConfig
+    from trainers.datasets import ImageSplits
+
+student = typer.Typer(help="Take the students of a search along.", no_args_is_help=True)
+
+CHECKED = 256  # images on which ONNX and PyTorch are compared
+
+
+@student.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished search.")],
+    to: Annotated[Path, typer.Option("--to", help="File to write: .onnx.")],
+    as_json: Json = False,
+) -> None:
+    """Write the best policy's best student as ONNX, for students of 4 to 8 bits.
+
+    Of its seeds the one with the best validation accuracy. Quantizers become pairs of
+    QuantizeLinear and DequantizeLinear; where onnxruntime is installed, its logits on validation
+    images are compared with PyTorch's.
+    """
+    from spaces.errors import UserError
+
+    if to.suffix != ".onnx":
+        raise UserError(f"{to}: students are exported to files that end in .onnx")
+    if not to.parent.is_dir():
+        raise UserError(f"{to}: there is no folder {to.parent}")
+
+    from search.config import load_config
+    from search.run_folder import RunFolder
+    from spaces import load_policy
+    from trainers.datasets import load_splits
+    from trainers.quantization.onnx import export_onnx
+
+    folder = RunFolder.open(run)
+    config = load_config(folder.config)
+    kept = _best(folder.students, load_policy(folder.best_policy).identity)
+    splits = load_splits(config.data)
+    model = _rebuilt(kept, config, splits)
+    images = splits.normalise(splits.validation.images[:CHECKED])
+    export_onnx(model, images[:2], to)
+    found: dict[str, Any] = {
+        "student": str(kept),
+        "onnx": str(to),
+        "normalised_by": _normalisation(splits),
+    }
+    found |= _compared(model, to, images)
+    if as_json:
+        print_json(found)
+        return
+    print(f"student  {kept}")
+    print(f"onnx     {to}, for images normalised by mean {splits.mean} and deviation {splits.std}")
+    if "same_class" in found:
+        print(
+            f"onnxruntime names the same class on {found['same_class']:.1%} of {len(images)} "
+            f"validation images, logits differ by {found['largest_difference']:.2g} at most"
+        )
+    else:
+        print("not compared: onnxruntime is not installed")
+
+
+def _best(folder: Path, identity: str) -> Path:
+    """The file of the student of the policy `identity` with the best validation accuracy."""
+    import torch
+
+    from spaces.errors import UserError
+
+    accuracy = {
+        path: torch.load(path, weights_only=True)["validation_accuracy"]
+        for path in sorted(folder.glob(f"{identity}-*.pt"))
+    }
+    if not accuracy:
+        raise UserError(f"{folder}: holds no student of the best policy")
+    return max(accuracy, key=lambda path: accuracy[path])
+
+
+def _rebuilt(kept: Path, config: "SearchConfig", splits: "ImageSplits") -> "nn.Module":
+    import torch
+
+    from trainers.models import build_network
+    from trainers.quantization import quantize
+
+    network = config.student.network or config.teacher.architecture
+    model = build_network(network.name, splits.num_classes, width=network.width, seed=0)
+    model = quantize(model, config.student.quantization)
+    model.load_state_dict(torch.load(kept, weights_only=True)["student"])
+    return model.eval()
+
+
+def _normalisation(splits: "ImageSplits") -> dict[str, list[float]]:
+    return {"mean": list(splits.mean), "std": list(splits.std)}
+
+
+def _compared(model: "nn.Module", path: Path, images: "Tensor") -> dict[str, float]:
+    """How far onnxruntime is from PyTorch; nothing where it is not installed."""
+    import torch
+
+    try:
+        import onnxruntime
+    except ImportError:
+        return {}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    theirs = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    with torch.no_grad():
+        ours = model(images)
+    same = (theirs.argmax(dim=1) == ours.argmax(dim=1)).double().mean()
+    return {
+        "same_class": float(same),
+        "largest_difference": float((theirs - ours).abs().max()),
+    }
