@@ -60,6 +60,12 @@ def test_python_in_the_documentation_runs(code, tmp_path):
     subprocess.run([sys.executable, "-W", "error", "-c", PREAMBLE + code], cwd=tmp_path, check=True)
 
 
+@pytest.mark.parametrize("content", [content for _, content in blocks("yaml")])
+def test_yaml_in_the_documentation_is_a_config(content, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    load_config(tmp_path / "config.yaml")
+
+
 @pytest.mark.parametrize("line", commands())
 def test_commands_in_the_documentation_parse(line):
     """By the real parser, so that arguments and types count as well as names."""
@@ -68,5 +74,8 @@ def test_commands_in_the_documentation_parse(line):
     if name.startswith("-"):
         assert name in {option for parameter in group.params for option in parameter.opts}
         return
-    given = group.commands[name].make_context(name, words).params
+    command = group.commands[name]
+    while hasattr(command, "commands"):  # a group, such as `augury policy`
+        command, words = command.commands[words[0]], words[1:]
+    given = command.make_context(name, words).params
     load_config(given.get("config"), given.get("overrides") or ())
