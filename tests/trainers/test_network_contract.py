@@ -1,5 +1,7 @@
 """What every network of ours must keep, whatever its depth and width."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_parameters_of_a_vgg_by_the_formula(name, width):
     channels = [3, *(factor * width for factor in (1, 2, 4, 8, 8))]
     repeats = {"vgg8": 0, "vgg13": 1}[name]
     expected = channels[-1] * 100 + 100
-    for inputs, outputs in zip(channels, channels[1:], strict=False):
+    for inputs, outputs in pairwise(channels):
         expected += (inputs + repeats * outputs) * outputs * 9 + (1 + repeats) * 3 * outputs
     assert parameters(build_network(name, 100, width=width, seed=0)) == expected
 
