@@ -1,0 +1,97 @@
+"""`augury teacher` as people meet it: words in, files, text and exit codes out."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from search.cli import main
+from search.config import SearchConfig, load_config
+from trainers.models import Network, build_network
+
+TINY = ["--set", "teacher={width: 4, epochs: 2}", "--set", "data.train_images=300"]
+Augury = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def augury(tmp_path, monkeypatch, capsys) -> Augury:
+    """The command line in this process: a code, stdout and stderr."""
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["augury", *words])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_teacher_is_trained_to_a_file_and_checked_from_it(augury, tmp_path):
+    code, out, err = augury("teacher", "train", "--out", "t.pt", "--json", *TINY)
+    assert code == 0, err
+    trained = json.loads(out)
+    assert torch.load(tmp_path / "t.pt", weights_only=True)["conv1.weight"].shape[0] == 4
+    (kept,) = (tmp_path / "cache" / "teachers").iterdir()  # a search will find it there
+
+    code, out, err = augury("teacher", "check", "t.pt", "--json", *TINY)
+    assert code == 0, err
+    found = json.loads(out)
+    for part in ("validation", "test"):
+        assert found[part]["accuracy"] == trained["accuracy"][part]
+        assert 0 <= found[part]["calibration_error"] <= 1
+    assert found["cmi"] >= 0
+    assert isinstance(found["warnings"], list)
+
+    code, out, err = augury("teacher", "check", "t.pt", "--quiet", *TINY)
+    assert (code, err) == (0, "")
+    assert f"{found['validation']['accuracy']:.1%}" in out
+    assert f"CMI {found['cmi']:.4f}, D {found['centroid_divergence']:.4f}" in out
+    assert [*(tmp_path / "cache" / "teachers").iterdir()] == [kept]
+
+
+def test_a_teacher_that_knows_nothing_is_told_in_words(augury, tmp_path):
+    torch.save(build_network("resnet8", 10, width=4, seed=0).state_dict(), tmp_path / "t.pt")
+    code, out, _ = augury("teacher", "check", "t.pt", "--quiet", *TINY)
+    assert code == 0
+    assert "Warning: It names" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "--out", "t.onnx"], "end in .pt or .pth"),
+        (["train", "--out", "nowhere/t.pt"], "there is no folder nowhere"),
+        (["train", "--out", "t.pt", "--set", "teacher.weights=a.pt"], "is not trained"),
+        (["train", "--out", "t.pt", "--set", "teacher.network=resnet9"], "did you mean 'resnet"),
+        (["train", "--out", "t.pt", "--set", "student.network={nam: vgg8}"], "did you mean 'name'"),
+        (["train", "--out", "t.pt", "--set", "teacher.network=torchvision:resnet18"], "32 pixels"),
+        (["check", "nowhere.pt"], "cannot read the weights"),
+        (["check", "t.pt", "--set", "teacher.wight=3"], "did you mean 'weights'"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_writes_nothing(augury, tmp_path, words, sentence):
+    code, out, err = augury("teacher", *words[:1], "--quiet", *words[1:])
+    assert code == 2
+    assert err.startswith("augury: ")
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert out == ""
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_networks_of_a_config_survive_its_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "teacher: {network: 'torchvision:resnet18', weights: t.pt}\nstudent: {network: vgg8}\n"
+    )
+    config = load_config(tmp_path / "a.yaml")
+    assert config.teacher.weights == Path("t.pt")
+    assert config.teacher.architecture == Network(name="torchvision:resnet18")
+    assert config.student.network == Network(name="vgg8")
+    (tmp_path / "b.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "b.yaml") == config
+    assert SearchConfig().student.network is None
