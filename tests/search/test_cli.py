@@ -110,7 +110,7 @@ def test_a_mistake_gets_one_sentence_exit_code_two_and_nothing_written(
 def test_a_mistake_in_a_process_of_its_own(augury):
     done = augury("search", "--set", "search.trails=3")
     assert done.returncode == 2
-    assert done.stderr.startswith("augury: --set search.trails=3")
+    assert done.stderr.startswith("augury: unknown key 'trails'")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -40,7 +40,7 @@ def first_validation_loss(config: SearchConfig, seed: int) -> float:
     teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
     shared = Shared.put(config, splits, teacher, config.student.start(splits))
     trial = {"policy": scheme("none").to_json(), "seed": seed, "cpus": 1, "gpus": 0}
-    bound = tune.with_parameters(ProbeTrial, shared=shared, epochs=1, read_test=False)
+    bound = tune.with_parameters(ProbeTrial, shared=shared, epochs=1)
     actor = ray.remote(num_cpus=1)(bound).remote(config=trial)
     report = ray.get(actor.train.remote())
     ray.kill(actor)

@@ -6,7 +6,7 @@ from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError
 
 from spaces import UserError, scheme
-from trainers.datasets import ImageSplits, load_splits
+from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.models import Network, build_network, network_for
 from trainers.quantization import QuantizationSpec
 from trainers.student import StudentRecipe, StudentTrainer
