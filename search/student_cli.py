@@ -45,11 +45,14 @@ def export(
 
     folder = RunFolder.open(run)
     config = load_config(folder.config)
-    kept = _best(folder.students, load_policy(folder.best_policy).identity)
+    kept, state = _best(folder.students, load_policy(folder.best_policy).identity)
     splits = load_splits(config.data)
-    model = _rebuilt(kept, config, splits)
+    model = _rebuilt(state, config, splits)
     images = splits.normalise(splits.validation.images[:CHECKED])
-    export_onnx(model, images[:2], to)
+    try:
+        export_onnx(model, images[:2], to)
+    except OSError as error:
+        raise UserError(f"{to}: cannot be written: {error.strerror}") from None
     found: dict[str, Any] = {
         "student": str(kept),
         "onnx": str(to),
@@ -70,31 +73,32 @@ def export(
         print("not compared: onnxruntime is not installed")
 
 
-def _best(folder: Path, identity: str) -> Path:
-    """The file of the student of the policy `identity` with the best validation accuracy."""
+def _best(folder: Path, identity: str) -> tuple[Path, dict[str, Any]]:
+    """The student of the policy `identity` with the best validation accuracy: file and state."""
     import torch
 
     from spaces.errors import UserError
 
-    accuracy = {
-        path: torch.load(path, weights_only=True)["validation_accuracy"]
-        for path in sorted(folder.glob(f"{identity}-*.pt"))
-    }
-    if not accuracy:
+    found = {}
+    for path in sorted(folder.glob(f"{identity}-*.pt")):
+        try:
+            found[path] = torch.load(path, weights_only=True)
+        except Exception:  # whatever a broken file makes torch raise
+            raise UserError(f"{path} is not the student that it should be") from None
+    if not found:
         raise UserError(f"{folder}: holds no student of the best policy")
-    return max(accuracy, key=lambda path: accuracy[path])
+    best = max(found, key=lambda path: found[path]["validation_accuracy"])
+    return best, found[best]["student"]
 
 
-def _rebuilt(kept: Path, config: "SearchConfig", splits: "ImageSplits") -> "nn.Module":
-    import torch
-
+def _rebuilt(state: dict[str, Any], config: "SearchConfig", splits: "ImageSplits") -> "nn.Module":
     from trainers.models import build_network
     from trainers.quantization import quantize
 
     network = config.student.network or config.teacher.architecture
     model = build_network(network.name, splits.num_classes, width=network.width, seed=0)
     model = quantize(model, config.student.quantization)
-    model.load_state_dict(torch.load(kept, weights_only=True)["student"])
+    model.load_state_dict(state)
     return model.eval()
 
 

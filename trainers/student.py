@@ -17,7 +17,7 @@ from spaces.errors import UserError
 from spaces.frozen import Frozen
 from trainers.batches import augmented_batches, epoch_order, steps_per_epoch
 from trainers.contexts import eval_mode, keyed_draws
-from trainers.datasets import ImageSplits, Labelled
+from trainers.datasets import ImageSplits
 from trainers.distillation import Answer, DistillationLoss, Distiller, kd_loss, watched
 from trainers.metric import ContextualMutualInformation, TeacherStddev
 from trainers.quantization import (
@@ -28,8 +28,7 @@ from trainers.quantization import (
     quantizer_parameters,
     update_deltas,
 )
-
-EVALUATION_BATCH = 512
+from trainers.teacher import accuracy, fraction_right, logits_of
 
 
 class StudentRecipe(Frozen):
@@ -139,7 +138,7 @@ class StudentTrainer:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, epochs * self._steps
         )
-        self._validation_teacher = self._logits(teacher, splits.validation)
+        self._validation_teacher = logits_of(teacher, splits, splits.validation)
 
     def epochs(self) -> Iterator[EpochReport]:
         """Trains the epochs that are left; yields a report after each. Raises DivergedError."""
@@ -154,8 +153,7 @@ class StudentTrainer:
 
     def test_accuracy(self) -> float:
         """Fraction right on the test images. Nothing may be decided by it."""
-        logits = self._logits(self.student, self.splits.test)
-        return _accuracy(logits, self.splits.test.labels)
+        return accuracy(self.student, self.splits, self.splits.test)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes."""
@@ -261,21 +259,14 @@ class StudentTrainer:
 
     def _validate(self, kd_training: float) -> dict[str, float]:
         labels = self.splits.validation.labels
-        logits = self._logits(self.student, self.splits.validation)
+        logits = logits_of(self.student, self.splits, self.splits.validation)
         kd = float(kd_loss(logits, self._validation_teacher, self.recipe.loss.temperature))
         return {
             "kd_validation": kd,
             "kd_gap": kd - kd_training,
             "validation_loss": float(F.cross_entropy(logits, labels)),
-            "validation_accuracy": _accuracy(logits, labels),
+            "validation_accuracy": fraction_right(logits, labels),
         }
-
-    @torch.no_grad()
-    def _logits(self, model: nn.Module, part: Labelled) -> Float[Tensor, "n k"]:
-        """The logits of all images of `part`, in eval mode, without augmentation."""
-        chunks = part.images.split(EVALUATION_BATCH)
-        with eval_mode(model):
-            return torch.cat([model(self.splits.normalise(chunk)) for chunk in chunks])
 
     def _update_curvature(self) -> None:
         """EWGS's delta from three batches of the coming epoch."""
@@ -303,7 +294,3 @@ def _require_known_images(loss: DistillationLoss, policy: Policy) -> None:
             f"loss.features: {name} remembers images, and the policy's cutmix_pick does not tell "
             "which ones a batch shows: mix by cutmix or leave the loss out"
         )
-
-
-def _accuracy(logits: Float[Tensor, "n k"], labels: Tensor) -> float:
-    return float((logits.argmax(dim=1) == labels).double().mean())

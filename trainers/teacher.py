@@ -12,7 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -184,8 +184,12 @@ def cached_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
 
 def accuracy(model: nn.Module, splits: ImageSplits, part: Labelled) -> float:
     """Fraction of the images of `part` that `model` names rightly."""
-    hits = logits_of(model, splits, part).argmax(dim=1) == part.labels
-    return float(hits.double().mean())
+    return fraction_right(logits_of(model, splits, part), part.labels)
+
+
+def fraction_right(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> float:
+    """How often the largest of the logits is the label's."""
+    return float((logits.argmax(dim=1) == labels).double().mean())
 
 
 @torch.no_grad()

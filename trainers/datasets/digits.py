@@ -1,12 +1,11 @@
 """scikit-learn's handwritten digits."""
 
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from spaces.errors import UserError
 from trainers.datasets.config import DigitsConfig
-from trainers.datasets.division import stratified_order
+from trainers.datasets.division import require_every_class, stratified_order
 from trainers.datasets.splits import ImageSplits, Labelled
 
 
@@ -52,7 +51,8 @@ def _splits(train: Labelled, others: Labelled, config: DigitsConfig) -> ImageSpl
     )
     sizes = {"train": train, "student": student, "validation": validation, "test": test}
     for part, images in sizes.items():
-        _require_every_class(part, images.labels)
+        cure = {"test": "lower data.validation_images"}.get(part, f"raise data.{part}_images")
+        require_every_class(part, images.labels, [str(digit) for digit in range(10)], cure)
     pixels = train.images.float() / 255
     return ImageSplits(
         name="digits",
@@ -65,14 +65,3 @@ def _splits(train: Labelled, others: Labelled, config: DigitsConfig) -> ImageSpl
         mean=tuple(pixels.mean(dim=(0, 2, 3)).tolist()),
         std=tuple(pixels.std(dim=(0, 2, 3)).tolist()),
     )
-
-
-def _require_every_class(part: str, labels: Tensor) -> None:
-    missing = sorted(set(range(10)) - set(labels.tolist()))
-    if missing:
-        key = {"test": "validation_images"}.get(part, f"{part}_images")
-        change = "lower" if part == "test" else "raise"
-        raise UserError(
-            f"the {part} split of {len(labels)} images misses class "
-            f"{', '.join(map(str, missing))}: {change} data.{key}"
-        )

@@ -61,10 +61,10 @@ def divided(
             )
         division[part] = "train", order[:count]
         order = order[count:]
-        _require_every_class(part, train[division[part][1]], classes, f"raise data.{part}_images")
+        require_every_class(part, train[division[part][1]], classes, f"raise data.{part}_images")
     rest = order.sort().values
     lower = " or ".join(f"data.{part}_images" for part in shares)
-    _require_every_class("train", train[rest], classes, f"lower {lower}" if lower else "add images")
+    require_every_class("train", train[rest], classes, f"lower {lower}" if lower else "add images")
     division["train"] = "train", rest
     division["student"] = "train", _student(train, rest, classes, config)
     return division
@@ -82,7 +82,7 @@ def _student(
     if count > len(train):
         raise UserError(f"data.student_images: at most the {len(train)} of train, got {count}")
     rows = train[stratified_order(labels[train], config.seed, "student")[:count]]
-    _require_every_class("student", labels[rows], classes, "raise data.student_images")
+    require_every_class("student", labels[rows], classes, "raise data.student_images")
     return rows
 
 
@@ -104,7 +104,8 @@ def _require_divisible(labels: Tensor, classes: Sequence[str], parts: Sequence[s
         )
 
 
-def _require_every_class(part: str, labels: Tensor, classes: Sequence[str], cure: str) -> None:
+def require_every_class(part: str, labels: Tensor, classes: Sequence[str], cure: str) -> None:
+    """Raises UserError that names the classes which `part` lacks, and the `cure`."""
     missing = sorted(set(range(len(classes))) - set(labels.tolist()))
     if missing:
         names = _some([classes[label] for label in missing])

@@ -30,7 +30,7 @@ def export_onnx(student: nn.Module, example: Float[Tensor, "n c h w"], path: Pat
     packages that write ONNX are missing.
     """
     model = copy.deepcopy(student).cpu().eval()
-    for name, layer in list(model.named_modules()):
+    for name, layer in list(model.named_modules(remove_duplicate=False)):  # shared ones twice
         if isinstance(layer, QuantizedLayer):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _deployed(name, layer))
