@@ -75,3 +75,17 @@ def test_fewer_than_four_bits_are_refused_with_the_layer(images, tmp_path):
     with pytest.raises(UserError, match=r"layer 'blocks\.0\.conv1' has 2 bits"):
         export_onnx(model, images[:2], tmp_path / "student.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_is_used_twice_is_exported_in_both_places(images, tmp_path):
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.ReLU(), shared, nn.Flatten())
+    network.append(nn.Linear(4 * 256, 3))
+    model = quantize(network, QuantizationSpec(quantizer="lsq", weight_bits=4, activation_bits=8))
+    calibrate(model, images)
+    export_onnx(model.eval(), images[:2], tmp_path / "student.onnx")
+    found = by_onnxruntime(tmp_path / "student.onnx", images[:4])
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(images[:4]), atol=0.02, rtol=0)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "student.onnx").graph.node]
+    assert kinds.count("QuantizeLinear") == 2
