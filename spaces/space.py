@@ -171,7 +171,7 @@ class PolicySpace:
 
     def _find(self, policy: Policy) -> dict[str, Any] | None:
         wanted = policy.on(self.base)
-        for params in (*self._as_named(policy), *self._as_composed(policy)):
+        for params in (*self._as_composed(policy), *self._as_named(policy)):
             if self.suggest(_Fixed(params)).identity == wanted.identity:
                 return params
         return None

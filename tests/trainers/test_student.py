@@ -10,6 +10,7 @@ from torch import nn
 from spaces import Policy, scheme
 from trainers.batches import augmented_batches, steps_per_epoch
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
+from trainers.models import build_network
 from trainers.quantization import QuantizationSpec
 from trainers.quantization.ewgs import EWGSLayer
 from trainers.scoring import score
@@ -25,6 +26,7 @@ from trainers.teacher import (
     TeacherRecipe,
     accuracy,
     cached_teacher,
+    frozen,
     teacher_from_arrays,
     teacher_hash,
     to_arrays,
@@ -53,6 +55,7 @@ def trainer(splits, teacher):
         recipe: StudentRecipe = QUICK,
         epochs: int = 2,
         seed: int = 0,
+        teacher: nn.Module = teacher,
     ) -> StudentTrainer:
         return StudentTrainer(
             teacher=teacher,
@@ -108,12 +111,16 @@ def test_the_same_seed_gives_the_same_student_to_the_last_bit(trainer):
 
 
 def test_the_learning_curve_is_the_one_on_file(trainer, fixtures):
-    """A refactoring must not move it. Processors differ in the last digits, hence the tolerance;
-    a change that is meant to move it renews the file with the figures of the failure."""
-    found = figures(list(trainer().epochs()))
+    """A refactoring must not move it; a change that is meant to renews the file with the figures
+    of the failure. Few small steps under a fresh teacher: the rounding of another processor moves
+    a weight over a 2-bit threshold sooner or later, and from there the curves part.
+    """
+    teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
+    recipe = QUICK.model_copy(update={"learning_rate": 2e-4})
+    found = figures(list(trainer(recipe=recipe, teacher=teacher, epochs=1).epochs()))
     golden = json.loads((fixtures / "learning_curve.json").read_text())
     for epoch, expected in zip(found, golden, strict=True):
-        assert epoch == pytest.approx(expected, rel=0.02, abs=0.02), json.dumps(found)
+        assert epoch == pytest.approx(expected, rel=5e-3, abs=1e-4), json.dumps(found)
 
 
 def test_another_seed_gives_another_student(trainer):
