@@ -1,5 +1,6 @@
 """A search from its config to its verdict: data, teacher, probes, promotion, files."""
 
+import dataclasses
 import json
 import platform
 import time
@@ -7,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
+
+import torch
+from torch import nn
 
 from search.cluster import connected
 from search.config import SearchConfig
@@ -25,9 +29,11 @@ from search.results import (
 from search.run_folder import RunFolder, write_text
 from search.trainable import Shared
 from search.verdict import Candidate, Verdict, decide
-from spaces import Policy, PolicySpace
+from spaces import Policy, PolicySpace, scheme
 from trainers.datasets import ImageSplits, load_splits
-from trainers.teacher import cached_teacher, teacher_hash
+from trainers.models import network_for
+from trainers.student import StudentTrainer
+from trainers.teacher import cached_teacher, frozen, teacher_hash
 
 
 class SearchFailedError(Exception):
@@ -56,6 +62,7 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     first = config.search.first()
     space = space.including(first)
     start = config.student.start(splits)
+    _rehearse(config, splits, start)
     for note in splits.notes:
         listen.note(note)
     with connected(config.cluster) as dashboard:
@@ -76,6 +83,22 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     write_text(folder.verdict, json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False) + "\n")
     verdict.winner.policy.save(folder.best_policy)
     return SearchResult(folder, rows, promoted.candidates, verdict)
+
+
+def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None) -> None:
+    """Makes a student as probes will, of an untrained teacher; raises UserError where its layers
+    cannot be quantized, or not be compared by its loss."""
+    one = dataclasses.replace(splits, validation=splits.validation.take(torch.zeros(1).long()))
+    StudentTrainer(
+        teacher=frozen(network_for(config.teacher.architecture, splits, seed=0)),
+        splits=one,
+        policy=scheme("none"),
+        quantization=config.student.quantization,
+        recipe=config.student.recipe,
+        epochs=1,
+        seed=0,
+        network=start,
+    )
 
 
 def _probe(

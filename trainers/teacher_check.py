@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from spaces.errors import UserError
 from trainers.contexts import one_thread
 from trainers.datasets import ImageSplits, Labelled
 from trainers.metric import ContextualInformation, contextual_mutual_information
@@ -45,7 +46,7 @@ class TeacherCheck:
 @one_thread()
 @torch.no_grad()
 def check_teacher(teacher: nn.Module, splits: ImageSplits) -> TeacherCheck:
-    """Judges `teacher` on plain images; raises ValueError where its logits are not finite."""
+    """Judges `teacher` on plain images; raises UserError where its logits are not finite."""
     training, information = _check(teacher, splits, splits.train)
     validation, _ = _check(teacher, splits, splits.validation)
     test, _ = _check(teacher, splits, splits.test)
@@ -64,6 +65,10 @@ def _check(
 ) -> tuple[PartCheck, ContextualInformation]:
     """The expected calibration error is that of Guo et al., ICML 2017 (arXiv 1706.04599)."""
     logits = logits_of(teacher, splits, part)
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            "the teacher's logits are not finite: its weights are broken, or too large for float32"
+        )
     information = contextual_mutual_information(logits, part.labels)
     error = multiclass_calibration_error(
         torch.softmax(logits.float(), dim=1), part.labels, splits.num_classes, n_bins=15

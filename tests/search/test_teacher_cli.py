@@ -54,6 +54,15 @@ def test_a_teacher_is_trained_to_a_file_and_checked_from_it(augury, tmp_path):
     assert [*(tmp_path / "cache" / "teachers").iterdir()] == [kept]
 
 
+def test_a_teacher_whose_answers_overflow_is_refused(augury, tmp_path):
+    state = build_network("resnet8", 10, width=4, seed=0).state_dict()
+    state["classifier.weight"].fill_(3e38)
+    torch.save(state, tmp_path / "t.pt")
+    code, out, err = augury("teacher", "check", "t.pt", "--quiet", *TINY)
+    assert (code, out) == (2, "")
+    assert "the teacher's logits are not finite" in err
+
+
 def test_a_teacher_that_knows_nothing_is_told_in_words(augury, tmp_path):
     torch.save(build_network("resnet8", 10, width=4, seed=0).state_dict(), tmp_path / "t.pt")
     code, out, _ = augury("teacher", "check", "t.pt", "--quiet", *TINY)
@@ -82,6 +91,36 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(augury, tmp_path, words,
     assert len(err.splitlines()) == 1
     assert out == ""
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+UNKNOWN_LAYER = """
+from torch import nn
+
+def network(num_classes):
+    layers = nn.Conv2d(3, 4, 3, 2), nn.ConvTranspose2d(4, 4, 2), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("teacher.network=their_own:network", "layer '1' is a ConvTranspose2d, which no quantizer"),
+        ("student.recipe.loss={features: [{name: at, layers: [x]}]}", "unknown layer 'x'"),
+        ("student.quantization={quantizer: lsq, weight_bits: 1}", "weight_bits from 2 to 8, got 1"),
+    ],
+)
+def test_a_student_that_cannot_be_is_refused_before_a_teacher_is_trained(
+    augury, tmp_path, monkeypatch, setting, sentence
+):
+    (tmp_path / "their_own.py").write_text(UNKNOWN_LAYER)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    code, _, err = augury("search", "--run", "run", "--quiet", "--set", setting)
+    assert code == 2
+    assert sentence in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache" / "teachers").exists()
 
 
 def test_the_networks_of_a_config_survive_its_yaml(tmp_path):

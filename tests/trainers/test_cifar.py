@@ -1,13 +1,18 @@
 """CIFAR in the true formats of its archives, and what is refused in them."""
 
+import hashlib
 import io
 import pickle
 import tarfile
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import CIFAR10
 
 from spaces import Chain, Operation, UserError
 from trainers.datasets import load_splits
@@ -193,6 +198,25 @@ def test_a_cut_archive_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(UserError, match=r"tar.gz: is no whole archive"):
         load_splits(Cifar10Config(path=path, **SMALL))
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_download_is_whole_or_not_there(tmp_path, cache, monkeypatch):
+    path = packed(write_cifar10(tmp_path, binary=False))
+    with HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{path.name}")
+        with pytest.raises(UserError, match=r"tar.gz: cannot be downloaded: .*corrupted"):
+            load_splits(Cifar10Config(download=True, **SMALL))
+        assert not [*(cache / "downloads").iterdir()]
+        monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(path.read_bytes()).hexdigest())
+        downloaded = load_splits(Cifar10Config(download=True, **SMALL))
+        server.shutdown()
+    assert downloaded.content_hash == load_splits(Cifar10Config(path=path, **SMALL)).content_hash
 
 
 def test_beyond_the_budget_parts_are_mapped_and_the_same(tmp_path, cache):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,7 @@ def test_folders_that_cannot_be_are_refused_in_a_sentence(tmp_path):
     single = write_tree(tmp_path / "single", 6)
     write_tree(single, 1, ("emu",))
     refuse(single, "class with one image cannot be split into train and validation and test: emu")
+    refuse(write_tree(tmp_path / "one", 6, ("cat",)), "one class, cat, and a classifier needs two")
     foreign = tmp_path / "foreign"
     write_tree(foreign / "train", 6)
     write_tree(foreign / "val", 2, ("cat", "gnu"))
@@ -189,6 +191,29 @@ def test_folders_that_cannot_be_are_refused_in_a_sentence(tmp_path):
         (tiny / name).mkdir(parents=True)
         (tiny / name / "x.png").write_bytes(encoded(picture(0, size=(7, 7))))
     refuse(tiny, "smaller than 8 pixels")
+
+
+def test_a_class_of_which_no_image_can_be_used_is_named(tmp_path):
+    root = write_tree(tmp_path / "data", 4, ("cat", "dog", "emu"))
+    for path in (root / "emu").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="misses class emu: add images, or mend those"):
+        load_splits(config_of(root, bad_images=0.5))
+
+
+def test_pictures_of_trains_are_a_class_where_other_classes_lie_beside(tmp_path):
+    root = write_tree(tmp_path / "vehicles", 10, ("car", "train"))
+    assert load_splits(config_of(root)).num_classes == 2
+    flat = write_tree(tmp_path / "flat", 3, ("train", "test"))
+    with pytest.raises(UserError, match="train: has no folder with images"):
+        load_splits(config_of(flat))
+
+
+def test_names_of_files_need_not_be_unicode(tmp_path):
+    root = write_tree(tmp_path / "data")
+    Path(os.fsdecode(os.fsencode(root / "cat") + b"/\xff.png")).write_bytes(b"")
+    splits = load_splits(config_of(root, bad_images=0.1))
+    assert splits.notes == (r"train: 1 of 21 images left out: cat/\udcff.png (empty)",)
 
 
 def write_tiny_imagenet(root: Path) -> Path:
@@ -219,6 +244,27 @@ def test_tiny_imagenets_val_is_the_test_part(tmp_path):
     assert splits.test.images[2].numpy().tobytes() == decoded(content, 64).pixels.tobytes()
 
 
+def test_tiny_imagenets_val_as_people_have_it(tmp_path):
+    root = write_tiny_imagenet(tmp_path / "data")
+    config = TinyImageNetConfig(path=root, validation_images=4)
+    expected = load_splits(config).content_hash
+    annotations = root / "val" / "val_annotations.txt"
+    lines = annotations.read_text().splitlines()
+    odd = "\ufeff" + "\r\n".join(line.replace("\t", " ") for line in lines) + "\r\n\r\n"
+    annotations.write_text(odd, encoding="utf-8")
+    assert load_splits(config).content_hash == expected
+    annotations.write_text("")
+    with pytest.raises(UserError, match="the test part of the data has no images"):
+        load_splits(config)
+    for line in lines:
+        name, wnid = line.split()[:2]
+        folder = root / "val" / wnid / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        (root / "val" / "images" / name).rename(folder / name)
+    (root / "val" / "images").rmdir()
+    assert load_splits(config).test.labels.tolist() == [0, 0, 1, 1]
+
+
 def test_what_is_wrong_in_tiny_imagenet_is_named(tmp_path):
     root = write_tiny_imagenet(tmp_path / "data")
     annotations = root / "val" / "val_annotations.txt"
@@ -236,7 +282,7 @@ def test_what_is_wrong_in_tiny_imagenet_is_named(tmp_path):
         load_splits(TinyImageNetConfig(path=root))
 
 
-def table(labels: list, images: list[bytes], struct: bool = True) -> pa.Table:
+def table(labels: list | pa.Array, images: list[bytes], struct: bool = True) -> pa.Table:
     column = (
         pa.array(
             [{"bytes": image, "path": None} for image in images],
@@ -260,9 +306,7 @@ def test_shards_of_parquet_are_parts_across_row_groups(tmp_path):
         pq.write_table(
             table([n % 2 for n in range(20)][rows], images[rows]), path, row_group_size=3
         )
-    pq.write_table(
-        table([0, 1] * 2, pictures(4, 50)), tmp_path / "validation-00000-of-00001.parquet"
-    )
+    pq.write_table(table([0, 1] * 2, pictures(4, 50)), tmp_path / "valid-00000-of-00001.parquet")
     pq.write_table(table([1, 0], pictures(2, 60)), tmp_path / "test-00000-of-00001.parquet")
     splits = load_splits(ParquetConfig(path=tmp_path, image_size=16))
     assert sizes(splits) == [20, 20, 4, 2]
@@ -273,7 +317,8 @@ def test_shards_of_parquet_are_parts_across_row_groups(tmp_path):
 
 def test_a_file_of_binary_images_and_names_is_split(tmp_path):
     path = tmp_path / "all.parquet"
-    pq.write_table(table(["dog", "cat"] * 10, pictures(20), struct=False), path)
+    names = pa.array(["dog", "cat"] * 10).dictionary_encode()  # as pandas writes a categorical
+    pq.write_table(table(names, pictures(20), struct=False), path)
     splits = load_splits(
         ParquetConfig(path=path, image_size=16, validation_images=4, test_images=4)
     )
@@ -288,6 +333,10 @@ def test_the_names_of_a_class_label_count_the_classes(tmp_path):
     )
     pq.write_table(written, tmp_path / "x.parquet")
     with pytest.raises(UserError, match="misses class c"):
+        load_splits(ParquetConfig(path=tmp_path / "x.parquet", image_size=16))
+    unlabelled = table([-1, 1], pictures(2)).replace_schema_metadata(written.schema.metadata)
+    pq.write_table(unlabelled, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="the train part has labels that are no class: -1"):
         load_splits(ParquetConfig(path=tmp_path / "x.parquet", image_size=16))
 
 

@@ -28,7 +28,7 @@ from trainers.distillation import (
 from trainers.models import build_network
 
 PUBLISHED = {
-    "at": 1000, "sp": 3000, "nst": 50, "rkd": 1, "cc": 0.02, "crd": 0.8, "fitnet": 100, "vid": 1,
+    "at": 1000, "sp": 3000, "nst": 50, "rkd": 1, "cc": 100, "crd": 0.8, "fitnet": 100, "vid": 1,
 }  # fmt: skip
 INPUTS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3])

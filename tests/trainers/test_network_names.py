@@ -47,6 +47,9 @@ class Pair(nn.Module):
 def text(num_classes):
     return "a network"
 
+def deep(num_classes, depth):
+    return tiny(num_classes)
+
 number = 3
 """
 
@@ -130,6 +133,7 @@ def test_the_code_of_a_factory_tells_its_teachers_apart(package):
         ("mine.net:tiny", "there is no module 'mine.net'"),
         ("mine.nets:tinny", "nearest: tiny"),
         ("mine.nets:number", "cannot be called"),
+        ("mine.nets:deep", "with num_classes alone: missing a required argument: 'depth'"),
         ("mine.nets:text", "must return a torch.nn.Module, got a str"),
     ],
 )

@@ -277,6 +277,46 @@ def test_a_layer_that_nobody_knows_is_named(layer):
         quantize(model, QuantizationSpec())
 
 
+class Padded(nn.Conv2d):
+    """As timm's Conv2dSame: a forward of its own, with the weights as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class Standardised(nn.Conv2d):
+    """As timm's StdConv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
+class Reading(nn.Sequential):
+    """As torchvision's Swin: it multiplies with the weights of a layer that it does not call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[2](nn.functional.conv2d(self[0](x), self[1].weight).flatten(1))
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Padded(4, 4, 2), nn.Flatten(), nn.Linear(144, 2))
+    images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    spec = QuantizationSpec(quantizer="minmax", weight_bits=8, activation_bits=8)
+    student = quantize(model, spec)
+    calibrate(student, images)
+    assert len(quantized_layers(student)) == 1
+    torch.testing.assert_close(student(images), model(images), atol=0.02, rtol=0)
+
+
+def test_weights_that_would_not_be_those_of_the_quantizer_are_refused():
+    layers = nn.Conv2d(3, 4, 1), Standardised(4, 4, 1), nn.Linear(64, 2)
+    with pytest.raises(UserError, match="layer '1' is a Standardised, which changes its weights"):
+        quantize(nn.Sequential(*layers), QuantizationSpec())
+    student = quantize(Reading(layers[0], nn.Conv2d(4, 4, 1), layers[2]), QuantizationSpec())
+    with pytest.raises(UserError, match=r"takes the weights of Conv2d.* for a computation of its"):
+        calibrate(student, torch.zeros(2, 3, 4, 4))
+
+
 def test_somebody_elses_method_needs_thirty_lines(network, inputs):
     class Ternary(Quantizer):
         """-t, 0 or t, with t the mean size of the weights beyond half of it."""

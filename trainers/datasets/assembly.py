@@ -1,11 +1,9 @@
 """Parts of a source as ImageSplits: in memory where they fit, else mapped from the cache."""
 
 import hashlib
-import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,22 @@ import torch
 from torch import Tensor
 
 from spaces.atomic_write import atomic_write
-from trainers.cache_folder import made_folder
+from spaces.errors import UserError
+from trainers.cache_folder import made_folder, make_once, reserve
 from trainers.datasets.cache import require_unchanged
 from trainers.datasets.config import DividedConfig
 from trainers.datasets.division import Division, divided
-from trainers.datasets.splits import PARTS, ImageSplits, Labelled, as_tensor, content_hash
+from trainers.datasets.splits import (
+    PARTS,
+    ImageSplits,
+    Labelled,
+    content_hash,
+    describe,
+    mapped_parts,
+)
 
 GIB = 2**30
+FORMAT = 2  # raise it where the same parts would be kept otherwise
 ROWS_AT_ONCE = 4096  # copied or counted
 
 
@@ -36,15 +43,18 @@ def assembled(
     """Divides `source` as `config` says. Where the parts together exceed its `memory_gib` they are
     written to the cache once and mapped; `files` are those of the source that are mapped already.
 
-    Raises UserError where the source cannot be divided like that.
+    Raises UserError where the source cannot be divided like that, and where files of the cache are
+    no longer what was written.
     """
     division = divided({part: images.labels for part, images in source.items()}, classes, config)
     if _size(source, division) > config.memory_gib * GIB:
         folder = made_folder("datasets", "mapped images") / _key(source, division, files or {})
-        if not folder.exists():
-            about = {"name": name, "num_classes": len(classes), "notes": list(notes)}
-            _write(folder, about, source, division, files or {})
-        return ImageSplits.mapped(folder)
+        about = {"name": name, "num_classes": len(classes), "notes": list(notes)}
+        make_once(folder, partial(_fill, about, source, division, files or {}))
+        mapped = ImageSplits.mapped(folder)
+        if content_hash({part: getattr(mapped, part) for part in PARTS}) != mapped.content_hash:
+            raise UserError(f"{folder} is damaged: delete it")
+        return mapped
     for file in (files or {}).values():
         require_unchanged(file)
     train, validation, test = (
@@ -95,7 +105,7 @@ def _is_train(division: Division) -> bool:
 
 
 def _key(source: Mapping[str, Labelled], division: Division, files: Mapping[str, Path]) -> str:
-    digest = hashlib.blake2b(digest_size=10)
+    digest = hashlib.blake2b(f"{FORMAT}".encode(), digest_size=10)
     for part in PARTS:
         origin, rows = division[part]
         digest.update(f"{part} {origin} ".encode())
@@ -109,52 +119,38 @@ def _key(source: Mapping[str, Labelled], division: Division, files: Mapping[str,
     return f"splits-{digest.hexdigest()}"
 
 
-def _write(
-    folder: Path,
+def _fill(
     about: dict[str, Any],
     source: Mapping[str, Labelled],
     division: Division,
     files: Mapping[str, Path],
+    folder: Path,
 ) -> None:
-    """Makes `folder` whole or not at all; of several processes the first one to finish does."""
-    unfinished = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}.unfinished")
-    unfinished.mkdir()
-    try:
-        for part in PARTS:
-            origin, rows = division[part]
-            images = unfinished / f"{part}.npy"
-            if part == "student" and _is_train(division):
-                os.link(unfinished / "train.npy", images)
-            elif origin in files and len(rows) == len(source[origin].labels):
-                os.link(files[origin], images)  # a second name of the file, not a copy
-            else:
-                _copy(source[origin].images, rows, images)
-            with atomic_write(unfinished / f"{part}_labels.npy") as path, path.open("wb") as file:
-                np.save(file, source[origin].labels[rows].numpy())
-        parts = {part: _mapped(unfinished, part) for part in PARTS}
-        mean, std = channel_statistics(parts["train"].images)
-        description = about | {"mean": mean, "std": std, "content_hash": content_hash(parts)}
-        with atomic_write(unfinished / "splits.json") as path:
-            path.write_text(json.dumps(description, indent=2))
-        if not folder.exists():
-            unfinished.rename(folder)
-    except OSError:
-        if not folder.exists():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _mapped(folder: Path, part: str) -> Labelled:
-    labels = np.load(folder / f"{part}_labels.npy")
-    images = np.load(folder / f"{part}.npy", mmap_mode="r")[: len(labels)]
-    return Labelled(as_tensor(images), as_tensor(labels))
+    for file in files.values():
+        require_unchanged(file)
+    for left in folder.iterdir():  # by a killed process
+        left.unlink()
+    for part in PARTS:
+        origin, rows = division[part]
+        images = folder / f"{part}.npy"
+        if part == "student" and _is_train(division):
+            os.link(folder / "train.npy", images)
+        elif origin in files and len(rows) == len(source[origin].labels):
+            os.link(files[origin], images)  # a second name of the file, not a copy
+        else:
+            _copy(source[origin].images, rows, images)
+        with (folder / f"{part}_labels.npy").open("wb") as labels:
+            np.save(labels, source[origin].labels[rows].numpy())
+    parts = mapped_parts(folder)
+    mean, std = channel_statistics(parts["train"].images)
+    describe(folder, about | {"mean": mean, "std": std, "content_hash": content_hash(parts)})
 
 
 def _copy(images: Tensor, rows: Tensor, path: Path) -> None:
     shape = (len(rows), *images.shape[1:])
     with atomic_write(path) as temporary:
         copy = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        reserve(temporary)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             copy[start : start + len(some)] = images[some].numpy()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
+from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from trainers.cache_folder import made_folder
 from trainers.datasets.config import Cifar10Config, CifarConfig
@@ -89,7 +90,8 @@ def _located(config: CifarConfig) -> Path:
         path = made_folder("downloads", "downloads") / official.filename
     if not path.exists() and config.download:
         try:
-            download_url(official.url, path.parent, path.name, official.tgz_md5)
+            with atomic_write(path) as part:  # a kill leaves no half of an archive
+                download_url(official.url, part.parent, part.name, official.tgz_md5)
         except (OSError, RuntimeError) as error:
             raise UserError(f"{official.url}: cannot be downloaded: {error}") from None
     if not path.exists():

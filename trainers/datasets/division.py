@@ -43,6 +43,7 @@ def divided(
     """
     _require_known_classes(labels, classes)
     train = labels["train"]
+    require_every_class("train", train, classes, "add images, or mend those that cannot be used")
     shares: dict[str, Share] = {
         part: getattr(config, f"{part}_images")
         for part in ("validation", "test")
@@ -87,9 +88,14 @@ def _student(
 
 
 def _require_known_classes(labels: Mapping[str, Tensor], classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise UserError(f"the data has one class, {_some(classes)}, and a classifier needs two")
+    for part in labels:
+        if len(labels[part]) == 0:
+            raise UserError(f"the {part} part of the data has no images")
     known = set(labels["train"].tolist())
     for part in ("validation", "test"):
-        foreign = sorted(set(labels.get(part, torch.empty(0)).tolist()) - known)
+        foreign = sorted(set(labels.get(part, labels["train"]).tolist()) - known)
         if foreign:
             names = _some([classes[label] for label in foreign])
             raise UserError(f"the {part} part of the data has classes that train lacks: {names}")

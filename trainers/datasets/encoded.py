@@ -1,6 +1,7 @@
 """What the sources of encoded images have in common."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -38,6 +39,6 @@ def stamp(files: Iterable[tuple[str, Path]], *others: object) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, path in files:
         status = path.stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     digest.update(repr(others).encode())
     return digest.hexdigest()

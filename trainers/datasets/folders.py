@@ -57,7 +57,7 @@ def image_folder(config: FolderConfig) -> Source:
         for folder in [next((root / n for n in names if (root / n).is_dir()), None)]
         if folder
     }
-    if "train" not in roots:
+    if "train" not in roots or _is_a_class(roots["train"]):
         roots = {"train": root}
     classes = [folder.name for folder in _class_folders(roots["train"])]
     parts: dict[str, Encoded] = {
@@ -80,10 +80,20 @@ def _in_classes(root: Path, folder: Path, classes: list[str], part: str) -> Iter
             yield _File(path.relative_to(root).as_posix(), label_of[class_folder.name])
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def _is_a_class(folder: Path) -> bool:
+    """Whether `folder`, called train, holds the pictures of trains and not a folder per class."""
+    beside = {path.name for path in _folders(folder.parent)}
+    return not _folders(folder) and not beside <= {n for names in _FOLDERS.values() for n in names}
+
+
+def _folders(folder: Path) -> list[Path]:
     """The folders in `folder` that hold images at any depth."""
     inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = [path for path in inside if any(True for _ in _images(path))]
+    return [path for path in inside if any(True for _ in _images(path))]
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    found = _folders(folder)
     if not found:
         raise UserError(f"{folder}: has no folder with images, one per class is needed")
     return found
@@ -98,27 +108,34 @@ def _images(folder: Path) -> Iterator[Path]:
 
 def tiny_imagenet(config: TinyImageNetConfig) -> Source:
     """train/<wnid>/images/*.JPEG as train and val/images, labelled by val/val_annotations.txt, as
-    test. Raises UserError for a missing path, line or class."""
+    test; a val that was sorted into val/<wnid> is known, too. Raises UserError for a missing path,
+    line or class."""
     root = _existing(config.path)
-    for needed in ("train", "val/images", "val/val_annotations.txt"):
+    annotated = (root / "val" / "images").is_dir()
+    for needed in ("train", "val", *(["val/val_annotations.txt"] if annotated else [])):
         if not (root / needed).exists():
             raise UserError(f"{root}: has no {needed}, is this Tiny-ImageNet?")
     classes = [folder.name for folder in _class_folders(root / "train")]
-    train = list(_in_classes(root, root / "train", classes, "train"))
+    train = _in_classes(root, root / "train", classes, "train")
+    test = (
+        _annotated(root, classes) if annotated else _in_classes(root, root / "val", classes, "test")
+    )
     parts: dict[str, Encoded] = {
-        "train": ImageFiles(root, train),
-        "test": ImageFiles(root, list(_annotated(root, classes))),
+        "train": ImageFiles(root, list(train)),
+        "test": ImageFiles(root, list(test)),
     }
     return Source(classes, parts)
 
 
 def _annotated(root: Path, classes: list[str]) -> Iterator[_File]:
-    """Lines of tabs: file, wnid, and a box that is not needed."""
+    """Lines of a file, its wnid and a box that is not needed, with tabs or spaces between."""
     path = root / "val" / "val_annotations.txt"
     label_of = {name: label for label, name in enumerate(classes)}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        name, _, rest = line.partition("\t")
-        wnid = rest.partition("\t")[0]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        name, wnid = [*line.split(), ""][:2]
         where = f"{path}, line {number}"
         if not wnid or "/" in name or not (root / "val" / "images" / name).is_file():
             raise UserError(f"{where}: should name a file of val/images and its class")

@@ -14,7 +14,7 @@ from trainers.datasets.encoded import Encoded, Source, stamp
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-_SHARDS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+_SHARDS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 
 
 class ParquetImages:
@@ -88,7 +88,8 @@ def parquet(config: ParquetConfig) -> Source:
         foreign = sorted(set(values[part]) - set(classes), key=str)
         if foreign:
             names = ", ".join(map(str, foreign[:5]))
-            raise UserError(f"{config.path}: the {part} part has classes that train lacks: {names}")
+            what = "labels that are no class" if part == "train" else "classes that train lacks"
+            raise UserError(f"{config.path}: the {part} part has {what}: {names}")
         labels = [classes[value] for value in values[part]]
         encoded[part] = ParquetImages(files, labels, config)
     return Source(_names(classes, parts["train"][0][1], config), encoded)
@@ -126,6 +127,7 @@ def _opened(path: Path, config: ParquetConfig) -> "ParquetFile":
         image = image.field("bytes").type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
         raise UserError(f"{path}: {config.image_column} should be encoded images, is {image}")
+    label = label.value_type if pa.types.is_dictionary(label) else label
     texts = pa.types.is_string(label) or pa.types.is_large_string(label)
     if not (pa.types.is_integer(label) or texts):
         raise UserError(f"{path}: {config.label_column} should be numbers or texts, is {label}")

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 
 PARTS = ("train", "student", "validation", "test")
@@ -97,17 +98,10 @@ class ImageSplits:
 
     @classmethod
     def mapped(cls, folder: Path) -> "ImageSplits":
-        """The splits that `trainers.datasets.mapped` wrote into `folder`: read-only tensors that
+        """The splits that `trainers.datasets.assembly` wrote into `folder`: read-only tensors that
         all processes of a machine share. Raises UserError where the files are not whole."""
         described = _described(folder)
-        parts = {}
-        try:
-            for part in PARTS:
-                labels = np.load(folder / f"{part}_labels.npy")
-                images = np.load(folder / f"{part}.npy", mmap_mode="r")
-                parts[part] = Labelled(as_tensor(images[: len(labels)]), as_tensor(labels))
-        except (OSError, ValueError):
-            raise UserError(f"{folder} is not the data that it should be: delete it") from None
+        parts = mapped_parts(folder)
         return cls(
             name=described["name"],
             num_classes=described["num_classes"],
@@ -119,14 +113,51 @@ class ImageSplits:
         )
 
 
+def mapped_parts(folder: Path) -> dict[str, Labelled]:
+    """The parts that lie in `folder`; raises UserError where a file is not whole."""
+    parts = {}
+    for part in PARTS:
+        labels = loaded(folder / f"{part}_labels.npy", np.int64)
+        images = loaded(folder / f"{part}.npy", np.uint8, mapped=True)[: len(labels)]
+        parts[part] = Labelled(as_tensor(images), as_tensor(labels))
+    return parts
+
+
+def loaded(path: Path, kind: type[np.generic], *, mapped: bool = False) -> np.ndarray:
+    """The array in a file of the cache; raises UserError where that is not whole."""
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None)
+    except Exception:  # whatever a broken header makes numpy raise
+        array = None
+    if array is None or array.dtype != kind or array.ndim == 0:
+        raise UserError(f"{path.parent} is not the data that it should be: delete it")
+    return array
+
+
+def describe(folder: Path, content: Mapping[str, Any]) -> None:
+    """Writes what is to be known of the parts in `folder` beside them, and a digest of it."""
+    with atomic_write(folder / "splits.json") as path:
+        path.write_text(json.dumps({**content, "digest": _digest(content)}, indent=2))
+
+
 def _described(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "splits.json").read_text())
+        content = json.loads((folder / "splits.json").read_text())
+        whole = content.pop("digest") == _digest(content)
     except FileNotFoundError:
         raise UserError(
             f"{folder}: the data is not on this machine: set AUGURY_CACHE to a folder that all "
             "machines share"
         ) from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{folder} is damaged: delete it")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def content_hash(parts: Mapping[str, Labelled]) -> str:

@@ -1,7 +1,7 @@
 """AT: attention transfer (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928).
 
     A = sum_c |F_c|^p,   q = vec(A) / ||vec(A)||_2
-    L = sum_layers mean (q_S - q_T)^2                                            (eq. 2)
+    L = sum_layers mean (q_S - q_T)^2
 
 The paper sums the squares of one image's map; its code, and the published weight, take the mean
 over places and images. A channel's mean in place of its sum changes nothing, q has no scale.

@@ -5,9 +5,9 @@ Student and teacher embeddings are projected to unit vectors v. Each is contrast
 m of the other network's vectors, one per image: its own image is the positive, K images of other
 classes are the negatives.
 
-    P(v, m_j) = exp(v . m_j / tau) / Z,   Z = N mean(exp) over the first batch   (section 3.4)
-    h = P / (P + K / N)                                                          (eq. 19)
-    L = -mean [log h(positive) + sum_negatives log(1 - h)]                       (eq. 18)
+    P(v, m_j) = exp(v . m_j / tau) / Z,   Z = N mean(exp) over the first batch
+    h = P / (P + K / N)
+    L = -mean [log h(positive) + sum_negatives log(1 - h)]
 
 summed over both directions. After a batch the memory of its images becomes the normalised
 m <- momentum m + (1 - momentum) v. All values are those of the authors' code.

@@ -1,11 +1,12 @@
 """CC: correlation congruence (Peng et al., ICCV 2019, arXiv 1904.01802).
 
-    C_ij = k(f_i, f_j), the Gaussian kernel of f / ||f|| by its Taylor series of order P  (eq. 9)
+    C_ij = k(f_i, f_j), the Gaussian kernel of f / ||f|| by its Taylor series of order P
     k(x, y) = exp(-2 g) sum_{p=0..P} (2 g)^p / p! (x . y)^p
-    L = ||C_S - C_T||_F^2 / n^2                                                  (eq. 5)
+    L = ||C_S - C_T||_F^2 / n^2
 
-This is the paper's loss. The benchmark RepDistiller has under this name another one, the products
-of the differences of neighbours in the batch, and the default weight was chosen for that.
+The default weight is that of the collection Knowledge-Distillation-Zoo (github.com/AberHu) for this
+loss with these values. The benchmark RepDistiller has another loss under this name, products of the
+differences of neighbours in the batch, and its weight of 0.02 is for that one.
 """
 
 import math
@@ -29,13 +30,13 @@ from trainers.distillation.shapes import embedding
 
 @feature_loss
 class CorrelationCongruence(FeatureLoss):
-    """Images correlate for the student as for the teacher. Weight 0.02 is RepDistiller's."""
+    """Images correlate for the student as for the teacher. Weight 100 is AberHu's."""
 
     default_layers: ClassVar[DefaultLayers] = "embedding"
     dimensions: ClassVar[tuple[int, ...]] = (2, 4)
 
     name: Literal["cc"] = "cc"
-    weight: Weight = 0.02
+    weight: Weight = 100.0
     kernel_gamma: Annotated[float, Field(gt=0, description="g of the Gaussian kernel")] = 0.4
     order: Annotated[int, Field(ge=1, le=20, description="P of its Taylor series")] = 2
 

@@ -1,6 +1,6 @@
 """FitNet: hints from the middle of the teacher (Romero et al., ICLR 2015, arXiv 1412.6550).
 
-    L = mean (r(F_S) - F_T)^2                                                    (eq. 3)
+    L = mean (r(F_S) - F_T)^2
 
 r is a regressor from the student's channels to the teacher's, learned with the student. Here it is
 a 1x1 convolution and the larger maps are pooled; the paper's convolution also brings the sizes

@@ -1,10 +1,10 @@
 """RKD: relational knowledge distillation (Park et al., CVPR 2019, arXiv 1904.05068).
 
-    distance:  psi_D(i, j) = ||f_i - f_j|| / mean of all distances > 0           (eq. 6)
-    angle:     psi_A(i, j, k) = cos of the angle at j between f_i and f_k        (eq. 9)
+    distance:  psi_D(i, j) = ||f_i - f_j|| / mean of all distances > 0
+    angle:     psi_A(i, j, k) = cos of the angle at j between f_i and f_k
     L = w_D mean h(psi_D) + w_A mean h(psi_A)
 
-h is the Huber loss between student and teacher (eq. 8), the means go over all n^2 pairs and n^3
+h is the Huber loss between student and teacher, the means go over all n^2 pairs and n^3
 triples, those of an image with itself included, as in the authors' code.
 """
 

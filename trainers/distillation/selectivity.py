@@ -4,7 +4,7 @@ The squared maximum mean discrepancy between the channels of student and teacher
 f of dimension h w, with the polynomial kernel:
 
     f <- f / ||f||_2,   k(x, y) = (x . y)^2                               (d = 2, c = 0)
-    L = mean_ij k(t_i, t_j) + mean_ij k(s_i, s_j) - 2 mean_ij k(s_i, t_j)        (eq. 3)
+    L = mean_ij k(t_i, t_j) + mean_ij k(s_i, s_j) - 2 mean_ij k(s_i, t_j)
 
 per image and layer; the mean over images and the sum over layers.
 """

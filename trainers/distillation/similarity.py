@@ -1,7 +1,7 @@
 """SP: similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682).
 
-G = Q Q^T with Q the features, one row per image; every row of G divided by its norm  (eq. 1-2)
-L = sum_layers ||G_S - G_T||_F^2 / n^2                                       (eq. 4)
+G = Q Q^T with Q the features, one row per image; every row of G divided by its norm
+L = sum_layers ||G_S - G_T||_F^2 / n^2
 """
 
 from typing import ClassVar, Literal

@@ -3,8 +3,8 @@
 The mutual information of the layers' features is bounded from below by -E[-log q(F_T | F_S)], with
 q a Gaussian whose mean a small network predicts from F_S and whose variance is learned per channel:
 
-    L = mean ((F_T - mu(F_S))^2 / (2 sigma_c^2) + log(sigma_c))                  (eq. 3, 5)
-    sigma_c^2 = softplus(a_c) + 1e-5                                             (eq. 6)
+    L = mean ((F_T - mu(F_S))^2 / (2 sigma_c^2) + log(sigma_c))
+    sigma_c^2 = softplus(a_c) + 1e-5
 
 without the constant log(2 pi) / 2. mu is three 1x1 convolutions with ReLUs between, inside as wide
 as the teacher; variances start at 5. These values and the mean over elements are the benchmark

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -186,6 +187,12 @@ def _of_the_user(name: str, module_name: str, attribute: str) -> Callable[[int],
         )
     if not callable(found):
         raise UserError(f"network {name!r}: {attribute!r} cannot be called with num_classes")
+    try:
+        inspect.signature(found).bind(num_classes=2)
+    except TypeError as error:
+        raise UserError(
+            f"network {name!r}: {attribute!r} cannot be called with num_classes alone: {error}"
+        ) from None
     return lambda classes: found(num_classes=classes)
 
 

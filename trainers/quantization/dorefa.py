@@ -1,8 +1,8 @@
 """DoReFa: weights through a tanh (Zhou et al., 2016, arXiv 1606.06160).
 
-    w_q = 2 Q(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1       two bits and more       (eq. 9)
-    w_q = sign(w)                                         one bit                 (eq. 7)
-    a_q = Q(clamp(a, 0, 1))                                                       (eq. 11)
+    w_q = 2 Q(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1       two bits and more
+    w_q = sign(w)                                         one bit
+    a_q = Q(clamp(a, 0, 1))
     Q(x) = round(x (2^b - 1)) / (2^b - 1), straight through
 
 The ranges are fixed. The paper trains from nothing; a student begins as its teacher, with weights
@@ -28,7 +28,7 @@ from trainers.quantization.layer import (
 
 
 class DoReFaWeights(Quantizer):
-    """Equations 7 and 9 times `scale`, () or (channels,), which is fixed."""
+    """w_q times `scale`, () or (channels,), which is fixed."""
 
     scale: Tensor
 
@@ -60,7 +60,7 @@ class DoReFaWeights(Quantizer):
 
 
 class DoReFaActivations(Quantizer):
-    """Equation 11 on [lowest, highest], which is fixed: [0, c], or [-c, c] for signed inputs."""
+    """a_q on [lowest, highest], which is fixed: [0, c], or [-c, c] for signed inputs."""
 
     lowest: Tensor
     highest: Tensor

@@ -1,9 +1,9 @@
 """DSQ: differentiable soft quantization (Gong et al., ICCV 2019, arXiv 1908.05033).
 
     D = (u - l) / (2^b - 1)                    i = floor((clamp(x, l, u) - l) / D)
-    phi(x) = tanh(k (x - m_i)) / tanh(k D / 2)   m_i = l + (i + 1/2) D              (eq. 3)
-    k = ln(2 / alpha - 1) / D                                                      (eq. 9)
-    soft = l + D (i + (phi + 1) / 2)           forward: phi replaced by its sign    (eq. 6, 7)
+    phi(x) = tanh(k (x - m_i)) / tanh(k D / 2)   m_i = l + (i + 1/2) D
+    k = ln(2 / alpha - 1) / D
+    soft = l + D (i + (phi + 1) / 2)           forward: phi replaced by its sign
 
 The forward pass is the hard staircase, the gradient for x, l and u that of the soft one. l and u
 are learned; alpha, the distance between the two staircases, stays at 0.4.
@@ -30,7 +30,7 @@ STEEPNESS = math.log(2 / ALPHA - 1)  # k D
 
 
 class DSQ(Quantizer):
-    """Equations 3 to 9 with learned bounds, () or (channels,)."""
+    """The formulas above with learned bounds, () or (channels,)."""
 
     def __init__(self, bits: int, channels: int | None = None) -> None:
         super().__init__(bits, channels)

@@ -23,6 +23,8 @@ from torch.nn import functional as F
 
 from spaces.errors import UserError, unknown_name
 
+KNOWN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -127,9 +129,19 @@ class QuantizedLayer(nn.Module):
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the layer does, with other weights."""
+        if type(self.layer).forward not in KNOWN_FORWARDS:
+            return with_weights(self.layer, x, weight, bias)
         if isinstance(self.layer, nn.Conv2d):
             return self.layer._conv_forward(x, weight, bias)
         return F.linear(x, weight, bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """There is none: a network that reads it would compute with weights of full precision."""
+        raise UserError(
+            f"the network takes the weights of {self.layer} for a computation of its own, as "
+            "torchvision's Swin does: no quantizer here can change that, choose another network"
+        )
 
     def extra_repr(self) -> str:
         return f"W{self.weight_quantizer.bits}A{self.activation_quantizer.bits}"
@@ -169,6 +181,13 @@ def method_called(name: str) -> type[QuantizedLayer]:
     if not (isinstance(found, type) and issubclass(found, QuantizedLayer)):
         raise UserError(f"quantizer {name!r} is not a QuantizedLayer")
     return found
+
+
+def with_weights(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the forward of `layer` makes of `x`, with other weights."""
+    state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    out: Tensor = torch.func.functional_call(layer, state, (x,))
+    return out
 
 
 def straight_through(rounded: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """LSQ: learned step size (Esser et al., ICLR 2020, arXiv 1902.08153).
 
-    q   = round(clamp(x / s, -Qn, Qp))         x_q = s q                     (eq. 1, 2)
-    dx_q/ds = q - x/s inside, -Qn or Qp where clamped                        (eq. 3)
+    q   = round(clamp(x / s, -Qn, Qp))         x_q = s q
+    dx_q/ds = q - x/s inside, -Qn or Qp where clamped
     weights:      Qn = 2^(b-1), Qp = 2^(b-1) - 1
     activations:  Qn = 0,       Qp = 2^b - 1    (as weights where inputs are negative)
 
@@ -28,7 +28,7 @@ from trainers.quantization.layer import (
 
 
 class LSQ(Quantizer):
-    """Equations 1 to 3 with a learned step `step`, () or (channels,)."""
+    """The formulas above with a learned step `step`, () or (channels,)."""
 
     lowest: Tensor
     highest: Tensor

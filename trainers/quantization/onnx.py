@@ -126,10 +126,14 @@ class _Passing(nn.Module):
         self.value_low = float(grid.value_low)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.clamp(self.low, self.high) - self.low
+        # Not by clamp, whose pair of operators the exporter's optimizer makes one of, with bounds
+        # called by their input: two layers with the same input would lose theirs.
+        bounded = torch.onnx.ops.symbolic(
+            "Clip", (x, self.low, self.high), dtype=torch.float32, shape=x.shape, version=OPSET
+        )
         level = torch.onnx.ops.symbolic(
             "QuantizeLinear",
-            (x, self.step, self.zero),
+            (bounded - self.low, self.step, self.zero),
             dtype=torch.uint8,
             shape=x.shape,
             version=OPSET,

@@ -1,8 +1,8 @@
 """PACT: a learned clip of the inputs (Choi et al., 2018, arXiv 1805.06085).
 
-    y   = clamp(x, 0, alpha)                                                      (eq. 1)
-    y_q = round(y (2^b - 1) / alpha) alpha / (2^b - 1)                            (eq. 2)
-    dy_q/dalpha = 1 where x >= alpha, else 0                                      (eq. 3)
+    y   = clamp(x, 0, alpha)
+    y_q = round(y (2^b - 1) / alpha) alpha / (2^b - 1)
+    dy_q/dalpha = 1 where x >= alpha, else 0
 
 Weights are DoReFa's. alpha is learned. The paper starts it at 10 and lets weight decay shrink it;
 quantizers have no decay here, so it starts where the first batch of inputs ends (three deviations).
@@ -26,7 +26,7 @@ from trainers.quantization.layer import (
 
 
 class PACTActivations(Quantizer):
-    """Equations 1 to 3 with the learned clip `alpha`."""
+    """The formulas above with the learned clip `alpha`."""
 
     sign: Tensor
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spaces.errors import UserError
 from spaces.frozen import Frozen
 from trainers.contexts import eval_mode
-from trainers.quantization.layer import QuantizedLayer, method_called
+from trainers.quantization.layer import KNOWN_FORWARDS, QuantizedLayer, method_called, with_weights
 
 Bits = Annotated[int, Field(ge=1, le=8)]
 ENDS_BITS = 8  # of the first and last layer, where those are quantized but not to low bits
@@ -90,6 +90,7 @@ def _layers(model: nn.Module) -> list[tuple[nn.Conv2d | nn.Linear, list[str]]]:
     layers: dict[int, nn.Conv2d | nn.Linear] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Conv2d | nn.Linear):
+            _require_linear(name, module)
             layers[id(module)] = module
             names.setdefault(id(module), []).append(name)
         elif isinstance(module, _UNKNOWN):
@@ -98,6 +99,23 @@ def _layers(model: nn.Module) -> list[tuple[nn.Conv2d | nn.Linear, list[str]]]:
                 f"convolutions (Conv2d) and linear layers can be quantized"
             )
     return [(layers[key], names[key]) for key in layers]
+
+
+@torch.no_grad()
+def _require_linear(name: str, layer: nn.Conv2d | nn.Linear) -> None:
+    """Raises UserError where a forward of the layer's own, as in timm's StdConv2d, standardises its
+    weights: what it multiplies with would not be what the quantizer made."""
+    if type(layer).forward in KNOWN_FORWARDS:
+        return
+    shape = (layer.in_features,) if isinstance(layer, nn.Linear) else (layer.in_channels, 32, 32)
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(layer.weight)
+    bias = None if layer.bias is None else torch.zeros_like(layer.bias)
+    once, twice = (with_weights(layer, x, times * layer.weight, bias) for times in (1, 2))
+    if not torch.allclose(2 * once, twice, rtol=1e-3, atol=1e-6):
+        raise UserError(
+            f"layer {name!r} is a {type(layer).__name__}, which changes its weights before it "
+            "multiplies with them: no quantizer here knows it, choose a network without"
+        )
 
 
 @torch.no_grad()
