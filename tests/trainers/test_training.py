@@ -78,7 +78,7 @@ def by_hand(splits: ImageSplits, teacher: nn.Module, student: nn.Module) -> dict
     logits, answers, targets, losses = [], [], [], []
     student.train()
     keys = {"batch_size": 7, "repeats": 2, "seed": 3, "epoch": 0}
-    for images, soft in augmented_batches(splits.student, MIXED.augmenter(10, 3), **keys):
+    for images, soft, _ in augmented_batches(splits.student, MIXED.augmenter(10, 3), **keys):
         inputs = splits.normalise(images)
         logits.append(student(inputs).detach())
         answers.append(teacher(inputs))
@@ -137,7 +137,7 @@ def test_the_student_starts_from_the_teachers_weights(build, teacher):
 
 def test_only_weights_decay_and_quantizers_have_a_rate_of_their_own(build):
     trainer = build(weight_decay=0.3)
-    weights, quantizers = trainer.optimizer.param_groups
+    weights, quantizers = trainer.training.optimizer.param_groups
     assert (weights["weight_decay"], quantizers["weight_decay"]) == (0.3, 0)
     assert (weights["lr"], quantizers["lr"]) == (4e-3, 4e-4)
     own = quantizer_parameters(trainer.student)
@@ -149,7 +149,7 @@ def test_only_weights_decay_and_quantizers_have_a_rate_of_their_own(build):
 
 def test_rates_fall_to_zero_along_a_cosine_over_the_epochs_of_this_run(build):
     trainer = build(epochs=4)
-    rates = [trainer.optimizer.param_groups[0]["lr"] for _ in trainer.epochs()]
+    rates = [trainer.training.optimizer.param_groups[0]["lr"] for _ in trainer.epochs()]
     expected = [4e-3 * (1 + math.cos(math.pi * done / 4)) / 2 for done in (1, 2, 3, 4)]
     assert rates == pytest.approx(expected, abs=1e-9)
 
