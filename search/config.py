@@ -181,11 +181,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 # Names on which it depends what other keys there are beside them.
-_TOLD_APART = ("data.name",) + tuple(
-    f"{what}.{part}.name"
-    for what in ("teacher", "student.recipe")
-    for part in ("optimizer", "schedule")
-)
+_TOLD_APART = {
+    "data.name",
+    "teacher.optimizer.name",
+    "teacher.schedule.name",
+    "student.recipe.optimizer.name",
+    "student.recipe.schedule.name",
+}
 
 
 def _overridden(config: SearchConfig, override: str) -> SearchConfig:
