@@ -36,7 +36,7 @@ def trained(steps: int = 3, **recipe: object) -> tuple[Training, list[float]]:
         with training.autocast():
             logits = training.run(training.placed(INPUTS[part.rows]))
         loss = F.cross_entropy(logits.float(), TARGETS[part.rows])
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         return loss
 
     for _ in range(steps):

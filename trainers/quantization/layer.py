@@ -119,7 +119,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         weight = self.weight_quantizer(self.layer.weight)
-        return self.operate(self.activation_quantizer(x), weight, self.layer.bias)
+        return self.operate(self.activation_quantizer(in_full(x)), weight, self.layer.bias)
 
     def output_factor(self) -> Tensor | float:
         """What the layer multiplies its output with."""
@@ -169,6 +169,11 @@ def method_called(name: str) -> type[QuantizedLayer]:
     if not (isinstance(found, type) and issubclass(found, QuantizedLayer)):
         raise UserError(f"quantizer {name!r} is not a QuantizedLayer")
     return found
+
+
+def in_full(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x` in float32 where autocast made it 16 bits: of 8 bits, some levels would be lost there."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
