@@ -258,7 +258,7 @@ def test_smoothing_is_of_the_labels_in_the_loss_and_of_nothing_else(build):
 
 
 def test_one_image_that_is_left_joins_the_batch_before(build):
-    """40 images in batches of 13, and batch norm of one pixel, which cannot learn from one image."""
+    """Of 40 in batches of 13; batch norm of one pixel cannot learn from one image."""
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.AdaptiveAvgPool2d(1),
@@ -294,6 +294,12 @@ def test_a_student_that_is_lost_in_the_last_step_is_not_reported(build):
     trainer = build(epochs=1, batch_size=64, repeats=1, learning_rate=1e30)
     with pytest.raises(DivergedError, match="in epoch 1"):
         list(trainer.epochs())
+
+
+def test_a_loss_that_means_nothing_ends_training_though_it_is_a_number(build):
+    with pytest.raises(DivergedError, match=r"exploded in epoch 1: .* 100 times that of knowing"):
+        list(build(learning_rate=100.0).epochs())
+    assert len(list(build(learning_rate=1.0).epochs())) == 2
 
 
 @pytest.mark.parametrize("gamma", [0.25, 1.0])
