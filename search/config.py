@@ -180,6 +180,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+# Names on which it depends what other keys there are beside them.
+_TOLD_APART = {
+    "data.name",
+    "teacher.optimizer.name",
+    "teacher.schedule.name",
+    "student.recipe.optimizer.name",
+    "student.recipe.schedule.name",
+}
+
+
 def _overridden(config: SearchConfig, override: str) -> SearchConfig:
     where = f"--set {override}"
     key, equals, text = override.partition("=")
@@ -196,8 +206,8 @@ def _overridden(config: SearchConfig, override: str) -> SearchConfig:
         _require_key(section, part, where)
         section = section[part]
     _require_key(section, last, where)
-    if key == "data.name" and value != section[last]:
-        section.clear()  # the keys of another data set are not this one's
+    if key in _TOLD_APART and value != section[last]:
+        section.clear()  # the keys of another data set, say, are not this one's
     section[last] = value
     try:
         return SearchConfig.model_validate(content)

@@ -112,7 +112,7 @@ class ProbeTrial(tune.Trainable):
         assert self._students is not None
         identity, seed = policy_from_json(self.config["policy"]).identity, self.config["seed"]
         content = {
-            "student": {name: value.cpu() for name, value in trainer.student.state_dict().items()},
+            "student": {name: value.cpu() for name, value in trainer.outcome.state_dict().items()},
             "validation_accuracy": report.validation_accuracy,
         }
         with atomic_write(self._students / f"{identity}-{seed}.pt") as temporary:

@@ -39,7 +39,7 @@ def score(
     augment = policy.augmenter(splits.num_classes, seed)
     information, stddev, images = ContextualMutualInformation(), TeacherStddev(), 0
     with eval_mode(teacher):
-        for batch, targets in augmented_batches(
+        for batch, targets, _ in augmented_batches(
             splits.train,
             augment,
             batch_size=batch_size,

@@ -4,22 +4,26 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces import Policy, randomness
+from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
-from spaces.frozen import Frozen
-from trainers.batches import augmented_batches, epoch_order, steps_per_epoch
+from trainers import parallel
+from trainers.batches import Batch, augmented_batches, steps_per_epoch
 from trainers.contexts import eval_mode, keyed_draws
 from trainers.datasets import ImageSplits
 from trainers.distillation import Answer, DistillationLoss, Distiller, kd_loss, watched
-from trainers.metric import ContextualMutualInformation, TeacherStddev
+from trainers.distillation.layers import Tap
+from trainers.optimisation import TrainingRecipe
 from trainers.quantization import (
     QuantizationSpec,
     calibrate,
@@ -28,20 +32,24 @@ from trainers.quantization import (
     quantizer_parameters,
     update_deltas,
 )
+from trainers.tally import Tally
 from trainers.teacher import accuracy, fraction_right, logits_of
+from trainers.training import Training
+
+CURVATURE_BATCHES = 3  # of a coming epoch, from which EWGS's delta is estimated
+# An epoch's loss has exploded when it is this many times what knowing nothing costs: log K nats, or
+# the loss of the untrained student. On digits Adam at a rate of 1, with which it still learns,
+# begins with 3 times that, and at 10 with 300 times.
+EXPLODED = 100.0
 
 
-class StudentRecipe(Frozen):
-    """How a student is distilled: Adam for its weights, Adam without decay for its quantizers,
-    both with a cosine to zero over the epochs of this run."""
+class StudentRecipe(TrainingRecipe):
+    """How a student is distilled. Its quantizers have a learning rate of their own and no decay."""
 
-    batch_size: Annotated[int, Field(ge=2)] = 64
     repeats: Annotated[
         int, Field(ge=1, description="augmented views of every image in one epoch")
     ] = 24
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     quantizer_learning_rate: Annotated[float, Field(gt=0)] = 4e-4
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     loss: DistillationLoss = DistillationLoss()
     curvature_every: Annotated[
         int,
@@ -51,6 +59,15 @@ class StudentRecipe(Frozen):
         ),
     ] = 5
     curvature_draws: Annotated[int, Field(ge=1, le=50)] = 3
+
+    @model_validator(mode="after")
+    def _compiled_networks_show_no_features(self) -> "StudentRecipe":
+        if self.compile and self.loss.features:
+            raise ValueError(
+                "compile: losses on features look into the network, which then runs as one piece: "
+                "set compile to false or loss.features to []"
+            )
+        return self
 
 
 def _figure(better: str, meaning: str) -> Any:
@@ -93,7 +110,7 @@ OBJECTIVES = {
 
 
 class DivergedError(Exception):
-    """The loss is no longer a number; the message says when."""
+    """The loss is no number any more, or one that means nothing; the message says when."""
 
 
 class StudentTrainer:
@@ -102,6 +119,8 @@ class StudentTrainer:
     The student is a quantized copy of `network`, or of the teacher itself where that is None.
     Everything random is keyed by `seed`: trainers that differ in their policy alone see the same
     images in the same order with the same draws. `epochs()` goes on where `load_state_dict` left.
+    Where torch.distributed is initialised, its ranks train one student (trainers/parallel.py), and
+    all of them must call the same methods.
     """
 
     def __init__(
@@ -116,15 +135,15 @@ class StudentTrainer:
         seed: int,
         network: nn.Module | None = None,
     ) -> None:
+        _require_known_images(recipe.loss, policy)
         self.teacher, self.splits, self.recipe = teacher, splits, recipe
         self.total_epochs, self.seed = epochs, seed
         self.epochs_done = 0
         self.augment = policy.augmenter(splits.num_classes, seed)
-        start = teacher if network is None else network
-        self.student = quantize(start, quantization).requires_grad_(True)
+        student = quantize(teacher if network is None else network, quantization)
         first = splits.normalise(splits.student.images[: recipe.batch_size])
-        calibrate(self.student, first)
-        _require_known_images(recipe.loss, policy)
+        calibrate(student, first)
+        self.student = parallel.start_alike(student.requires_grad_(True))
         self.loss = Distiller(
             recipe.loss,
             student=self.student,
@@ -133,35 +152,41 @@ class StudentTrainer:
             labels=splits.student.labels,
             seed=seed,
         )
-        self._steps = steps_per_epoch(len(splits.student.labels), recipe.repeats, recipe.batch_size)
-        self.optimizer = self._optimizer()
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, epochs * self._steps
-        )
+        steps = steps_per_epoch(len(splits.student.labels), recipe.repeats, recipe.batch_size)
+        self.training = Training(self.student, self._groups(), recipe, epochs * steps)
         self._validation_teacher = logits_of(teacher, splits, splits.validation)
+        knowing_nothing = max(self._untrained_loss(first), math.log(splits.num_classes))
+        self._no_sense = EXPLODED * knowing_nothing
+
+    @property
+    def outcome(self) -> nn.Module:
+        """The network that is judged and kept: the student, or the moving average of its states
+        where the recipe asks for one."""
+        return self.training.outcome
 
     def epochs(self) -> Iterator[EpochReport]:
         """Trains the epochs that are left; yields a report after each. Raises DivergedError."""
+        # Ranks see different images and draw differently for them.
+        own_key = (parallel.rank(),) if parallel.rank() else ()
         while self.epochs_done < self.total_epochs:
             every = self.recipe.curvature_every
             if every and self.epochs_done % every == 0 and ewgs_layers(self.student):
                 self._update_curvature()
-            with keyed_draws(self.seed, self.epochs_done, "network"):
+            with keyed_draws(self.seed, self.epochs_done, "network", *own_key):
                 report = self._train_epoch()
             self.epochs_done += 1
             yield report
 
     def test_accuracy(self) -> float:
         """Fraction right on the test images. Nothing may be decided by it."""
-        return accuracy(self.student, self.splits, self.splits.test)
+        return accuracy(self.outcome, self.splits, self.splits.test)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training changes."""
         return {
             "student": self.student.state_dict(),
             "loss": self.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            **self.training.state_dict(),
             "epochs_done": self.epochs_done,
         }
 
@@ -169,11 +194,27 @@ class StudentTrainer:
         """Goes back to where `state_dict` was taken."""
         self.student.load_state_dict(state["student"])
         self.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        self.training.load_state_dict(state)
         self.epochs_done = state["epochs_done"]
 
-    def _optimizer(self) -> torch.optim.Adam:
+    def save(self, path: Path) -> None:
+        """Writes the state into a file, whole or not at all; of several ranks the first does."""
+        if parallel.rank() == 0:
+            with atomic_write(path) as temporary:
+                torch.save(self.state_dict(), temporary)
+
+    def load(self, path: Path) -> None:
+        """Goes back to where `save` wrote `path`.
+
+        Raises UserError where it is no file of a student of this network and recipe.
+        """
+        try:
+            state = torch.load(path, map_location=self.training.device, weights_only=True)
+            self.load_state_dict(state)
+        except Exception:  # whatever a broken or foreign file makes torch raise
+            raise UserError(f"{path} is not the state of this student that it should be") from None
+
+    def _groups(self) -> list[dict[str, Any]]:
         quantizers = quantizer_parameters(self.student)
         known = set(map(id, quantizers))
         weights = [p for p in self.student.parameters() if id(p) not in known]
@@ -181,85 +222,79 @@ class StudentTrainer:
         like_weights = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
         groups = [
             {"params": weights, **like_weights},
-            {"params": quantizers, "lr": recipe.quantizer_learning_rate},
+            {"params": quantizers, "lr": recipe.quantizer_learning_rate, "weight_decay": 0.0},
         ]
         if learned := list(self.loss.parameters()):
             groups.append({"params": learned, **like_weights})
-        # Fused: one kernel for all parameters, on CPU as on CUDA.
-        return torch.optim.Adam(groups, fused=True)
+        return groups
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Inputs (N, C, H, W), targets (N, K) and whose views they are, rows (N,) of the images."""
-        count, size = len(self.splits.student.labels), self.recipe.batch_size
-        order = torch.from_numpy(epoch_order(count, self.recipe.repeats, self.seed, epoch) % count)
-        batches = augmented_batches(
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """Batches whose images are normalised."""
+        for images, targets, rows in augmented_batches(
             self.splits.student,
             self.augment,
-            batch_size=size,
+            batch_size=self.recipe.batch_size,
             repeats=self.recipe.repeats,
             seed=self.seed,
             epoch=epoch,
             teacher=lambda images: self._teach(self.splits.normalise(images)).logits,
-        )
-        for (images, targets), rows in zip(batches, order.split(size), strict=True):
-            yield self.splits.normalise(images), targets, rows.to(targets.device)
+        ):
+            yield Batch(self.training.placed(self.splits.normalise(images)), targets, rows)
 
     def _train_epoch(self) -> EpochReport:
-        student_metric, teacher_metric = (
-            ContextualMutualInformation(),
-            ContextualMutualInformation(),
-        )
-        stddev = TeacherStddev()
-        sums = torch.zeros(3, dtype=torch.float64)  # loss, KD loss, images
+        tally = Tally(self.recipe.loss.temperature)
         started = time.perf_counter()
         self.student.train()
         self.loss.train()
-        for inputs, targets, rows in self._batches(self.epochs_done):
-            taught = self._teach(inputs)
-            answer = watched(self.student, inputs, self.loss.student_taps)
-            loss = self.loss(answer, taught, targets, rows)
-            logits, teacher = answer.logits, taught.logits
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            student_metric.update(logits, targets)
-            teacher_metric.update(teacher, targets)
-            stddev.update(teacher)
-            kd = kd_loss(logits.detach(), teacher, self.recipe.loss.temperature)
-            sums += torch.tensor([float(loss.detach()), float(kd), 1.0]) * len(targets)
+        for batch in self._batches(self.epochs_done):
+            self._train_batch(batch, tally)
+        self.training.agree()
+        training = tally.figures()
         seconds = time.perf_counter() - started
-        total_loss, total_kd, images = sums.tolist()
-        validation = self._validate(total_kd / images)
-        if not all(map(math.isfinite, (total_loss, *validation.values()))):
-            raise DivergedError(
-                f"the loss is no longer a finite number in epoch {self.epochs_done + 1}"
-            )
-        student_info, teacher_info = student_metric.compute(), teacher_metric.compute()
+        validation = self._validate(training["kd_training"])
+        self._require_sense(training["training_loss"], validation)
         return EpochReport(
             epoch=self.epochs_done + 1,
-            score=student_info.score,
-            teacher_score=teacher_info.score,
-            cmi=student_info.cmi,
-            centroid_divergence=student_info.centroid_divergence,
-            teacher_cmi=teacher_info.cmi,
-            teacher_centroid_divergence=teacher_info.centroid_divergence,
-            teacher_stddev=stddev.compute(),
-            entropy=student_info.entropy,
-            training_loss=total_loss / images,
-            kd_training=total_kd / images,
-            images_per_second=images / seconds,
+            **training,
+            **tally.information(),
             **validation,
+            images_per_second=tally.images / seconds,
+        )
+
+    def _train_batch(self, batch: Batch, tally: Tally) -> None:
+        count = len(batch.targets)
+        seen: list[tuple[parallel.Part, Tensor]] = []
+        loss_here = torch.zeros((), device=self.training.device)
+
+        def loss_of(part: parallel.Part) -> Tensor:
+            inputs, targets, rows = (tensor[part.rows] for tensor in batch)
+            answer = self._answer(self.training.run, inputs, self.loss.student_taps)
+            taught = self._teach(inputs)
+            loss = self.loss(answer, taught, targets, rows)
+            loss_here.add_(loss.detach() * part.share)
+            seen.append((part, torch.cat([answer.logits.detach(), taught.logits], dim=1)))
+            return loss
+
+        self.training.step(count, loss_of)
+        logits, taught = parallel.gathered(seen, count).chunk(2, dim=1)
+        tally.add(logits, taught, batch.targets, parallel.summed(loss_here))
+
+    def _answer(self, model: nn.Module, inputs: Tensor, taps: tuple[Tap, ...]) -> Answer:
+        """In the recipe's precision; losses get it in float32, where small differences count."""
+        with self.training.autocast():
+            answer = watched(model, inputs, taps)
+        return Answer(
+            answer.logits.float(), {tap: found.float() for tap, found in answer.features.items()}
         )
 
     @torch.no_grad()
     def _teach(self, inputs: Float[Tensor, "n c h w"]) -> Answer:
         with eval_mode(self.teacher):
-            return watched(self.teacher, inputs, self.loss.teacher_taps)
+            return self._answer(self.teacher, inputs, self.loss.teacher_taps)
 
     def _validate(self, kd_training: float) -> dict[str, float]:
         labels = self.splits.validation.labels
-        logits = logits_of(self.student, self.splits, self.splits.validation)
+        logits = logits_of(self.outcome, self.splits, self.splits.validation)
         kd = float(kd_loss(logits, self._validation_teacher, self.recipe.loss.temperature))
         return {
             "kd_validation": kd,
@@ -268,11 +303,29 @@ class StudentTrainer:
             "validation_accuracy": fraction_right(logits, labels),
         }
 
+    @torch.no_grad()
+    def _untrained_loss(self, inputs: Tensor) -> float:
+        """On the first images as they are, at their labels."""
+        labels = self.splits.student.labels[: len(inputs)]
+        targets = F.one_hot(labels, self.splits.num_classes).float()
+        taught = self._teach(inputs)
+        with eval_mode(self.student), eval_mode(self.loss):
+            answer = self._answer(self.student, inputs, self.loss.student_taps)
+            rows = torch.arange(len(labels), device=labels.device)
+            return float(self.loss(answer, taught, targets, rows))
+
+    def _require_sense(self, training_loss: float, validation: dict[str, float]) -> None:
+        epoch = self.epochs_done + 1
+        if not all(map(math.isfinite, (training_loss, *validation.values()))):
+            raise DivergedError(f"the loss is no longer a finite number in epoch {epoch}")
+        if training_loss > self._no_sense:
+            raise DivergedError(
+                f"the loss exploded in epoch {epoch}: {training_loss:.3g}, more than "
+                f"{EXPLODED:g} times that of knowing nothing"
+            )
+
     def _update_curvature(self) -> None:
-        """EWGS's delta from three batches of the coming epoch."""
-        batches = [
-            batch for batch, _ in zip(self._batches(self.epochs_done), range(3), strict=False)
-        ]
+        """EWGS's delta from the first batches of the coming epoch; every rank takes all of them."""
 
         def loss_of(inputs: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
             answer = watched(self.student, inputs, self.loss.student_taps)
@@ -281,16 +334,31 @@ class StudentTrainer:
         rng = torch.Generator().manual_seed(
             randomness.key(self.seed, self.epochs_done, "curvature") % 2**63
         )
-        losses = [lambda batch=batch: loss_of(*batch) for batch in batches]
+        losses = [
+            lambda part=part: loss_of(*part)
+            for batch in islice(self._batches(self.epochs_done), CURVATURE_BATCHES)
+            for part in self._parts_of(batch)
+        ]
         with eval_mode(self.student), eval_mode(self.loss):
             update_deltas(self.student, losses, rng, self.recipe.curvature_draws)
+        self.training.agree()
+
+    def _parts_of(self, batch: Batch) -> Iterator[tuple[Tensor, ...]]:
+        for part in parallel.parts(len(batch.rows), self.recipe.accumulate):
+            yield tuple(tensor[part.rows] for tensor in batch)
 
 
 def _require_known_images(loss: DistillationLoss, policy: Policy) -> None:
-    """Refuses a mixing that does not tell whose views a batch shows to a loss that needs it."""
+    """Refuses to a loss that remembers images what does not tell it whose views it is shown."""
     picked = policy.mixing is not None and policy.mixing.name == "cutmix_pick"
-    for name in (part.name for part in loss.features if picked and part.needs_sample_ids):
-        raise UserError(
-            f"loss.features: {name} remembers images, and the policy's cutmix_pick does not tell "
-            "which ones a batch shows: mix by cutmix or leave the loss out"
-        )
+    for name in (part.name for part in loss.features if part.needs_sample_ids):
+        if picked:
+            raise UserError(
+                f"loss.features: {name} remembers images, and the policy's cutmix_pick does not "
+                "tell which ones a batch shows: mix by cutmix or leave the loss out"
+            )
+        if parallel.world_size() > 1:
+            raise UserError(
+                f"loss.features: {name} remembers images, and of several workers each would "
+                "remember others: train with one or leave the loss out"
+            )

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
-from spaces.frozen import Frozen
 from spaces.policy import Chain, Mixing, Operation, Policy, Range
+from trainers import parallel
 from trainers.batches import augmented_batches, steps_per_epoch
 from trainers.cache_folder import made_folder
 from trainers.contexts import eval_mode, keyed_draws, one_thread
@@ -36,6 +36,8 @@ from trainers.models import (
     network_from_arrays,
     weights_hash,
 )
+from trainers.optimisation import Smoothing, TrainingRecipe
+from trainers.training import Training
 
 EVALUATION_BATCH = 512
 
@@ -56,8 +58,8 @@ MILD_AFFINE_CUTMIX = Policy(
 )
 
 
-class TeacherRecipe(Frozen):
-    """How the teacher is trained: Adam, cosine to zero, cross-entropy on soft targets.
+class TeacherRecipe(TrainingRecipe):
+    """How the teacher is trained, by cross-entropy on soft targets.
 
     With `weights` it is read from that file and not trained. `width` is of CIFAR's networks,
     others have their own.
@@ -67,9 +69,7 @@ class TeacherRecipe(Frozen):
     width: Width = 8
     weights: WeightsFile = None
     epochs: Annotated[int, Field(ge=1)] = 30
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    label_smoothing: Smoothing = 0.0
     policy: Policy = MILD_AFFINE_CUTMIX
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
 
@@ -93,12 +93,15 @@ def train_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
     Raises UserError where the images are too small for the network, and where training diverges.
     """
     model = network_for(recipe.architecture, splits, seed=recipe.seed)
+    model = parallel.start_alike(model)
     augment = recipe.policy.augmenter(splits.num_classes, recipe.seed)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
     steps = recipe.epochs * steps_per_epoch(len(splits.train.labels), 1, recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    group = {
+        "params": list(model.parameters()),
+        "lr": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+    }
+    training = Training(model, [group], recipe, steps)
     model.train()
     for epoch in range(recipe.epochs):
         batches = augmented_batches(
@@ -110,16 +113,24 @@ def train_teacher(splits: ImageSplits, recipe: TeacherRecipe) -> nn.Module:
             epoch=epoch,
         )
         with keyed_draws(recipe.seed, epoch, "network"):
-            for images, targets in batches:
-                optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(model(splits.normalise(images)), targets).backward()
-                optimizer.step()
-                schedule.step()
+            for images, targets, _ in batches:
+                _learn(training, splits.normalise(images), targets, recipe.label_smoothing)
+        training.agree()
+    model = training.outcome
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         raise UserError(
             f"teacher.learning_rate: training at {recipe.learning_rate:g} diverged, lower it"
         )
     return frozen(model)
+
+
+def _learn(training: Training, inputs: Tensor, targets: Tensor, smoothing: float) -> None:
+    def loss_of(part: parallel.Part) -> Tensor:
+        with training.autocast():
+            logits = training.run(training.placed(inputs[part.rows]))
+        return F.cross_entropy(logits.float(), targets[part.rows], label_smoothing=smoothing)
+
+    training.step(len(targets), loss_of)
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -152,6 +163,7 @@ def teacher_hash(splits: ImageSplits, recipe: TeacherRecipe) -> str:
         "recipe": settings,
         "network": made_of(recipe.network),
         "data": splits.content_hash,
+        "normalised_by": [splits.mean, splits.std],
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
         "augury": version("augury"),

@@ -24,7 +24,7 @@ def epoch_of(data: Labelled, policy: Policy, **changes: int) -> list[tuple]:
 
 
 def order(batches: list[tuple]) -> list[int]:
-    return torch.cat([images[:, 0, 0, 0] for images, _ in batches]).tolist()
+    return torch.cat([images[:, 0, 0, 0] for images, _, _ in batches]).tolist()
 
 
 def test_every_image_comes_once_in_every_pass(data):
@@ -36,9 +36,9 @@ def test_every_image_comes_once_in_every_pass(data):
 
 def test_only_the_last_batch_is_short_and_labels_stay_with_their_images(data):
     batches = epoch_of(data, scheme("none"))
-    assert [len(images) for images, _ in batches] == [10] * 6 + [9]
+    assert [len(images) for images, _, _ in batches] == [10] * 6 + [9]
     assert len(batches) == steps_per_epoch(COUNT, 3, 10)
-    for images, targets in batches:
+    for images, targets, _ in batches:
         assert torch.equal(targets.argmax(dim=1), images[:, 0, 0, 0].long())
 
 

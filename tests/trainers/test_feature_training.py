@@ -70,7 +70,7 @@ def test_training_on_one_loss_alone_lowers_it(build, name):
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_a_loss_learns_is_trained_like_the_weights(build, name):
     trainer = build(name, epochs=1, weight_decay=0.01)
-    weights, quantizers, learned = trainer.optimizer.param_groups
+    weights, quantizers, learned = trainer.training.optimizer.param_groups
     assert list(map(id, learned["params"])) == list(map(id, trainer.loss.parameters()))
     assert (learned["lr"], learned["weight_decay"]) == (weights["lr"], weights["weight_decay"])
     assert quantizers["weight_decay"] == 0

@@ -32,9 +32,9 @@ def test_the_score_is_the_metric_of_every_view_of_every_training_image(splits, t
             splits.train, MIXED.augmenter(10, 5), batch_size=64, repeats=3, seed=5, epoch=0
         )
     )
-    logits = [teacher(splits.normalise(images)) for images, _ in batches]
+    logits = [teacher(splits.normalise(images)) for images, _, _ in batches]
     expected = contextual_mutual_information(
-        torch.cat(logits), torch.cat([targets for _, targets in batches])
+        torch.cat(logits), torch.cat([targets for _, targets, _ in batches])
     )
     assert found.images == 600
     assert found.score == pytest.approx(expected.score, abs=1e-6)

@@ -185,7 +185,7 @@ def test_common_random_numbers(splits):
     def batches(policy: Policy) -> list[torch.Tensor]:
         augment = policy.augmenter(10)
         common = {"batch_size": 32, "repeats": 3, "seed": 4, "epoch": 1}
-        return [targets for _, targets in augmented_batches(splits.student, augment, **common)]
+        return [targets for _, targets, _ in augmented_batches(splits.student, augment, **common)]
 
     plain, rotated = batches(scheme("cutmix")), batches(scheme("trivial_augment+cutmix"))
     assert len(plain) == steps_per_epoch(40, 3, 32) == 4

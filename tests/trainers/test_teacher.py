@@ -45,7 +45,7 @@ def test_training_is_the_loop_written_out(splits):
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3, weight_decay=QUICK.weight_decay)
     keys = {"batch_size": 64, "repeats": 1, "seed": 0, "epoch": 0}
     batches = augmented_batches(splits.train, QUICK.policy.augmenter(10, 0), **keys)
-    for step, (images, targets) in enumerate(batches):
+    for step, (images, targets, _) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = 4e-3 * (1 + math.cos(math.pi * step / 5)) / 2
         optimizer.zero_grad()
         log_probs = torch.log_softmax(model(splits.normalise(images)), dim=1)

@@ -5,16 +5,17 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from spaces import Policy, scheme
+from spaces import Policy, UserError, scheme
 from trainers.batches import augmented_batches
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.distillation import DistillationLoss, kd_loss
 from trainers.metric import contextual_mutual_information
 from trainers.quantization import QuantizationSpec, calibrate, quantize, quantizer_parameters
-from trainers.quantization.ewgs import EWGSLayer
+from trainers.quantization.ewgs import ActivationDiscretizer, EWGSLayer
 from trainers.student import DivergedError, StudentRecipe, StudentTrainer
 from trainers.teacher import TeacherRecipe, train_teacher
 
@@ -47,7 +48,12 @@ def teacher(splits) -> nn.Module:
 @pytest.fixture
 def build(splits, teacher):
     def build(
-        policy: Policy = MIXED, *, epochs: int = 2, of: nn.Module = teacher, **changes: object
+        policy: Policy = MIXED,
+        *,
+        epochs: int = 2,
+        of: nn.Module = teacher,
+        network: nn.Module | None = None,
+        **changes: object,
     ) -> StudentTrainer:
         return StudentTrainer(
             teacher=of,
@@ -57,6 +63,7 @@ def build(splits, teacher):
             recipe=RECIPE.model_copy(update=changes),
             epochs=epochs,
             seed=3,
+            network=network,
         )
 
     return build
@@ -78,7 +85,7 @@ def by_hand(splits: ImageSplits, teacher: nn.Module, student: nn.Module) -> dict
     logits, answers, targets, losses = [], [], [], []
     student.train()
     keys = {"batch_size": 7, "repeats": 2, "seed": 3, "epoch": 0}
-    for images, soft in augmented_batches(splits.student, MIXED.augmenter(10, 3), **keys):
+    for images, soft, _ in augmented_batches(splits.student, MIXED.augmenter(10, 3), **keys):
         inputs = splits.normalise(images)
         logits.append(student(inputs).detach())
         answers.append(teacher(inputs))
@@ -137,7 +144,7 @@ def test_the_student_starts_from_the_teachers_weights(build, teacher):
 
 def test_only_weights_decay_and_quantizers_have_a_rate_of_their_own(build):
     trainer = build(weight_decay=0.3)
-    weights, quantizers = trainer.optimizer.param_groups
+    weights, quantizers = trainer.training.optimizer.param_groups
     assert (weights["weight_decay"], quantizers["weight_decay"]) == (0.3, 0)
     assert (weights["lr"], quantizers["lr"]) == (4e-3, 4e-4)
     own = quantizer_parameters(trainer.student)
@@ -149,7 +156,7 @@ def test_only_weights_decay_and_quantizers_have_a_rate_of_their_own(build):
 
 def test_rates_fall_to_zero_along_a_cosine_over_the_epochs_of_this_run(build):
     trainer = build(epochs=4)
-    rates = [trainer.optimizer.param_groups[0]["lr"] for _ in trainer.epochs()]
+    rates = [trainer.training.optimizer.param_groups[0]["lr"] for _ in trainer.epochs()]
     expected = [4e-3 * (1 + math.cos(math.pi * done / 4)) / 2 for done in (1, 2, 3, 4)]
     assert rates == pytest.approx(expected, abs=1e-9)
 
@@ -167,7 +174,7 @@ def test_without_curvature_every_delta_stays_zero(build):
     assert set(deltas(trainer)) == {0.0}
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
+@pytest.mark.parametrize("done", [1, 2])
 def test_a_student_resumed_between_updates_of_curvature_equals_an_uninterrupted_one(
     build, tmp_path, done
 ):
@@ -182,6 +189,88 @@ def test_a_student_resumed_between_updates_of_curvature_equals_an_uninterrupted_
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert figures(resumed) == expected[done:]
     assert deltas(resumed) == deltas(whole)
+
+
+def test_levels_are_computed_in_float32_whatever_the_precision(build, splits):
+    trainer = build(precision="bfloat16", epochs=1)
+    seen = {}
+
+    def note(module: nn.Module, args: tuple, out: torch.Tensor) -> None:
+        if module.training and isinstance(module, ActivationDiscretizer | nn.BatchNorm2d):
+            seen.setdefault(type(module), set()).add((args[0].dtype, out.dtype))
+
+    with nn.modules.module.register_module_forward_hook(note):
+        (report,) = figures(trainer)
+    assert seen[ActivationDiscretizer] == {(torch.float32, torch.float32)}
+    assert seen[nn.BatchNorm2d] == {(torch.bfloat16, torch.bfloat16)}
+    (full,) = figures(build(epochs=1))
+    assert report["kd_training"] == pytest.approx(full["kd_training"], rel=0.2)
+    assert report["kd_training"] != full["kd_training"]
+
+
+def test_a_batch_in_parts_is_the_same_batch(build, splits):
+    """But for batch norm, which sees a part; the figures are of whole batches."""
+    recipe = {"learning_rate": 1e-30, "quantizer_learning_rate": 1e-30}
+    whole, parted = (figures(build(epochs=1, accumulate=a, **recipe))[0] for a in (1, 3))
+    assert parted["teacher_score"] == pytest.approx(whole["teacher_score"], abs=1e-5)
+    assert parted["teacher_stddev"] == pytest.approx(whole["teacher_stddev"], abs=1e-6)
+    assert parted["training_loss"] != whole["training_loss"]
+    assert parted["kd_training"] == pytest.approx(whole["kd_training"], rel=0.3)
+
+
+def test_the_average_is_what_is_judged_and_resumed(build, splits, tmp_path):
+    trainer = build(epochs=2, ema_decay=0.9)
+    _, report = trainer.epochs()
+    logits = trainer.outcome.eval()(splits.normalise(splits.validation.images))
+    assert trainer.outcome is not trainer.student
+    right = (logits.argmax(dim=1) == splits.validation.labels).double().mean()
+    assert report.validation_accuracy == pytest.approx(float(right))
+    trainer.save(tmp_path / "state.pt")
+    again = build(epochs=2, ema_decay=0.9)
+    again.load(tmp_path / "state.pt")
+    for a, b in zip(trainer.outcome.parameters(), again.outcome.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_of_another_student_is_refused(build, tmp_path):
+    build(ema_decay=0.9).save(tmp_path / "state.pt")
+    (tmp_path / "broken.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    for name in ("broken.pt", "missing.pt"):
+        with pytest.raises(UserError, match=f"{name} is not the state of this student"):
+            build().load(tmp_path / name)
+
+
+def test_losses_on_features_need_a_network_that_is_not_compiled():
+    loss = DistillationLoss(features=[{"name": "at"}])
+    with pytest.raises(ValidationError, match=r"set compile to false or loss\.features to"):
+        StudentRecipe(compile=True, loss=loss)
+
+
+def test_smoothing_is_of_the_labels_in_the_loss_and_of_nothing_else(build):
+    recipe = {"learning_rate": 1e-30, "quantizer_learning_rate": 1e-30}
+    hard, soft = (
+        figures(build(epochs=1, loss=LOSS.model_copy(update={"label_smoothing": s}), **recipe))[0]
+        for s in (0.0, 0.2)
+    )
+    assert soft["training_loss"] > hard["training_loss"] + 1e-3
+    same = {"score", "teacher_score", "kd_training", "validation_loss"}
+    assert {k: soft[k] for k in same} == {k: hard[k] for k in same}
+
+
+def test_one_image_that_is_left_joins_the_batch_before(build):
+    """Of 40 in batches of 13; batch norm of one pixel cannot learn from one image."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    )
+    trainer = build(epochs=1, batch_size=13, repeats=1, network=network)
+    assert [len(batch.rows) for batch in trainer._batches(0)] == [13, 13, 14]
+    (report,) = trainer.epochs()
+    assert trainer.training.schedule.last_epoch == 3
+    assert math.isfinite(report.training_loss)
 
 
 def test_a_finished_student_has_no_epochs_left(build):
@@ -205,6 +294,12 @@ def test_a_student_that_is_lost_in_the_last_step_is_not_reported(build):
     trainer = build(epochs=1, batch_size=64, repeats=1, learning_rate=1e30)
     with pytest.raises(DivergedError, match="in epoch 1"):
         list(trainer.epochs())
+
+
+def test_a_loss_that_means_nothing_ends_training_though_it_is_a_number(build):
+    with pytest.raises(DivergedError, match=r"exploded in epoch 1: .* 100 times that of knowing"):
+        list(build(learning_rate=100.0).epochs())
+    assert len(list(build(learning_rate=1.0).epochs())) == 2
 
 
 @pytest.mark.parametrize("gamma", [0.25, 1.0])

@@ -1,9 +1,12 @@
 """Data sets as uint8 images in four parts: train, student, validation, test."""
 
+from dataclasses import replace
+
 from trainers.datasets.assembly import assembled
 from trainers.datasets.cache import cached
 from trainers.datasets.cifar import cifar
 from trainers.datasets.config import (
+    IMAGENET,
     AnyData,
     CifarConfig,
     DataConfig,
@@ -31,6 +34,14 @@ __all__ = [
 
 def load_splits(config: AnyData) -> ImageSplits:
     """The data set that `config` asks for; raises UserError where it cannot be read or split."""
+    splits = _read(config)
+    if config.normalisation == "data":
+        return splits
+    given = IMAGENET if config.normalisation == "imagenet" else config.normalisation
+    return replace(splits, mean=given.mean, std=given.std)
+
+
+def _read(config: AnyData) -> ImageSplits:
     if isinstance(config, DigitsConfig):
         return digits(config)
     if isinstance(config, CifarConfig):

@@ -14,6 +14,7 @@ Base = Annotated[
 ]
 ImageSize = Annotated[int, Field(ge=8, le=512, description="side of the images, pixels")]
 FilePath = Annotated[Path, Field(strict=False)]
+Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
 TestShare = Annotated[
     Share,
@@ -21,6 +22,21 @@ TestShare = Annotated[
 ]
 BadImages = Annotated[
     float, Field(ge=0, lt=1, description="fraction of a part that may be undecodable")
+]
+
+
+class Statistics(Frozen):
+    """Mean and deviation per channel, in units of the full range 0..1."""
+
+    mean: Annotated[tuple[float, float, float], Field(strict=False)]
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+
+
+# What torchvision's weights were trained with.
+IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+Normalisation = Annotated[
+    Literal["data", "imagenet"] | Statistics,
+    Field(description="by the training images' own statistics, ImageNet's, or these"),
 ]
 
 FLIP = Operation(name="flip", probability=0.5)
@@ -49,6 +65,7 @@ class DigitsConfig(Frozen):
         int, Field(ge=1, description="class-balanced part of them that the student is distilled on")
     ] = 80
     validation_images: Annotated[int, Field(ge=1, description="promotion decides by these")] = 300
+    normalisation: Normalisation = "data"
     base: Base = Chain()
     seed: Seed = 0
 
@@ -67,6 +84,7 @@ class DividedConfig(Frozen):
     memory_gib: Annotated[
         float, Field(ge=0, description="parts that are larger together are mapped from the cache")
     ] = 4.0
+    normalisation: Normalisation = "data"
     seed: Seed = 0
 
 

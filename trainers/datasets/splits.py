@@ -35,9 +35,9 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """A data set ready for training. `student` is a part of `train`; `mean`, `std` are of `train`,
-    per channel, in units of the full range 0..1. `notes` says in sentences what reading it met.
-    `folder` is where the parts lie that are mapped from files and not in memory."""
+    """A data set ready for training. `student` is a part of `train`; `mean`, `std` are what images
+    are normalised by, per channel, in units of the full range 0..1. `notes` says in sentences what
+    reading it met. `folder` is where the parts lie that are mapped from files and not in memory."""
 
     name: str
     num_classes: int
@@ -65,7 +65,7 @@ class ImageSplits:
         return content_hash({part: getattr(self, part) for part in PARTS})
 
     def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Images as float32 of mean 0 and deviation 1 on the training images, per channel."""
+        """Images as float32, less `mean` and over `std`, per channel."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
         return (images.float() - mean) / std
@@ -76,9 +76,9 @@ class ImageSplits:
 
     def to_arrays(self) -> dict[str, Any]:
         """The content as numpy arrays, which Ray's object store shares without copies; of mapped
-        splits the folder alone, which every process maps for itself."""
+        splits the folder, which every process maps for itself."""
         if self.folder:
-            return {"folder": str(self.folder)}
+            return {"folder": str(self.folder), "mean": self.mean, "std": self.std}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for part in PARTS:
             images, labels = fields[part]
@@ -89,7 +89,8 @@ class ImageSplits:
     def from_arrays(cls, content: Mapping[str, Any]) -> "ImageSplits":
         """The inverse of `to_arrays`; the tensors may be read-only views."""
         if content["folder"]:
-            return cls.mapped(Path(content["folder"]))
+            splits = cls.mapped(Path(content["folder"]))
+            return dataclasses.replace(splits, mean=content["mean"], std=content["std"])
         fields = dict(content)
         for part in PARTS:
             images, labels = fields[part]

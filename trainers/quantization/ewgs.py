@@ -25,7 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainers.quantization.layer import Grid, QuantizedLayer, Quantizer, quantization_method
+from trainers.quantization.layer import (
+    Grid,
+    QuantizedLayer,
+    Quantizer,
+    in_full,
+    quantization_method,
+)
 
 
 class _Discretize(torch.autograd.Function):
@@ -161,7 +167,7 @@ class EWGSLayer(QuantizedLayer):
         self.output_scale.copy_(exact.abs().mean() / self.forward(x).abs().mean().clamp_min(1e-8))
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-        activation = self.activation_quantizer(x)
+        activation = self.activation_quantizer(in_full(x))
         weight = self.weight_quantizer(self.layer.weight)
         if self.discretized is not None:
             self.discretized += [weight, activation]

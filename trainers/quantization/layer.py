@@ -121,7 +121,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         weight = self.weight_quantizer(self.layer.weight)
-        return self.operate(self.activation_quantizer(x), weight, self.layer.bias)
+        return self.operate(self.activation_quantizer(in_full(x)), weight, self.layer.bias)
 
     def output_factor(self) -> Tensor | float:
         """What the layer multiplies its output with."""
@@ -188,6 +188,11 @@ def with_weights(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | Non
     state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     out: Tensor = torch.func.functional_call(layer, state, (x,))
     return out
+
+
+def in_full(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x` in float32 where autocast made it 16 bits: of 8 bits, some levels would be lost there."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def straight_through(rounded: Tensor, x: Tensor) -> Tensor:
