@@ -10,8 +10,9 @@ from spaces import randomness
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes on one core: networks and batches here are too small to share.
+def one_thread() -> Iterator[int]:
+    """Computes on one core, networks and batches here are too small to share; tells how many
+    threads there were.
 
     On a busy machine it is a matter of minutes, since the threads of one operation wait for each
     other: with one of two cores taken, scoring five policies took 2 min 38 s on two threads.
@@ -19,7 +20,7 @@ def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield before
     finally:
         torch.set_num_threads(before)
 

@@ -65,9 +65,10 @@ class Training:
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def placed(self, inputs: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """`inputs` in the recipe's order of memory."""
-        order = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        return inputs.contiguous(memory_format=order)
+        """`inputs` with their channels last in memory where the recipe asks for it."""
+        if not self.recipe.channels_last:
+            return inputs
+        return inputs.contiguous(memory_format=torch.channels_last)
 
     def agree(self) -> None:
         """Brings together what ranks have seen apart, at the end of an epoch."""

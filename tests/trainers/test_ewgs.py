@@ -1,5 +1,6 @@
 """EWGS against its published numbers, and its curvature against an exact Hessian."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_a_quantized_convolution(case):
     found |= {f"grad_{name}": parameter.grad for name, parameter in learned.items()}
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, double(case[name]), atol=1e-6, rtol=0, msg=name)
+
+
+def test_gradients_do_not_depend_on_the_layout_in_memory():
+    generator = torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    found = []
+    for of_x, of_grad in itertools.product(
+        (torch.contiguous_format, torch.channels_last), repeat=2
+    ):
+        inputs = [x.clone(memory_format=of_x), double(-1.0), double(1.5)]
+        out = discretize(*(tensor.requires_grad_() for tensor in inputs), 4, double(0.3))
+        by_out = grad.contiguous(memory_format=of_grad)
+        found.append([out, *torch.autograd.grad(out, inputs, by_out)])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 def two_layers() -> tuple[nn.Sequential, torch.Tensor]:

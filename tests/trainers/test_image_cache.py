@@ -125,7 +125,7 @@ def test_processes_get_the_folder_and_not_the_pixels(made, monkeypatch):
     monkeypatch.setenv("AUGURY_CACHE", str(cache))
     splits = load_splits(config)
     arrays = splits.to_arrays()
-    assert arrays == {"folder": str(splits.folder)}
+    assert arrays == {"folder": str(splits.folder), "mean": splits.mean, "std": splits.std}
     again = ImageSplits.from_arrays(arrays)
     assert torch.equal(again.train.images, splits.train.images)
     for line in Path("/proc/self/maps").read_text().splitlines():

@@ -54,6 +54,17 @@ def test_the_same_seed_scores_the_same_and_another_does_not(splits, teacher):
     assert first.score != other.score
 
 
+def test_as_many_threads_as_one_likes_give_the_same_score(splits, teacher):
+    expected = score(MIXED, teacher, splits, batch_size=64)
+    torch.set_num_threads(3)
+    try:
+        found = score(MIXED, teacher, splits, batch_size=64)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert found == expected
+
+
 def test_what_pushes_the_images_out_of_sight_scores_worse_than_nothing(splits, teacher):
     away = Chain(operations=(Operation(name="translate_x", magnitude=0.75),))
     plain = score(scheme("none"), teacher, splits, repeats=1)

