@@ -59,8 +59,8 @@ def state(trainer: StudentTrainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_on_one_loss_alone_lowers_it(build, name):
-    trainer = build(name, repeats=8, epochs=3, learning_rate=2e-3)
-    first, *_, last = losses(trainer)
+    trainer = build(name, repeats=5, learning_rate=2e-3)
+    first, last = losses(trainer)
     assert last < first
     modules = [*trainer.student.modules(), *trainer.teacher.modules()]
     assert not any(module._forward_hooks for module in modules)
@@ -80,14 +80,14 @@ def test_what_a_loss_learns_is_trained_like_the_weights(build, name):
         assert not torch.equal(old, new)
 
 
-@pytest.mark.parametrize("names", [["crd"], ["fitnet", "vid", "at", "rkd"]])
-def test_a_resumed_student_equals_an_uninterrupted_one(build, tmp_path, names):
-    whole = build(*names, epochs=3)
+def test_a_resumed_student_equals_an_uninterrupted_one(build, tmp_path):
+    names = [*LEARNED, "at", "rkd"]
+    whole = build(*names)
     expected = losses(whole)
-    interrupted = build(*names, epochs=3)
+    interrupted = build(*names)
     next(interrupted.epochs())
     torch.save(interrupted.state_dict(), tmp_path / "state.pt")
-    resumed = build(*names, epochs=3)
+    resumed = build(*names)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert losses(resumed) == expected[1:]
     for name, tensor in state(whole).items():

@@ -18,8 +18,6 @@ TORCHVISION = [  # a small one of each of several families
     "mobilenet_v3_small",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
-    "mnasnet0_5",
-    "regnet_y_400mf",
 ]
 FACTORY = """
 import torch
@@ -87,7 +85,7 @@ def test_networks_with_further_outputs_in_training_have_one(name):
         assert model(torch.zeros(2, 3, 96, 96)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "resnet10t.c3_in1k"])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet10t.c3_in1k"])
 def test_a_classifier_of_timm_gives_logits(name):
     pytest.importorskip("timm")
     model = build_network(f"timm:{name}", 7, seed=0)
@@ -175,8 +173,8 @@ def test_the_total_stride_is_the_product_of_the_strides_on_the_way(name, stride)
     [
         ("vgg8", (32, 12), "at least 16 pixels, got 32x12"),
         ("torchvision:resnet18", (16, 16), "at least 32 pixels, got 16x16"),
-        ("torchvision:alexnet", (32, 32), "at least 63 pixels, got 32x32"),
-        ("torchvision:vit_b_32", (32, 32), "takes images of 224x224 pixels only, got 32x32"),
+        ("torchvision:squeezenet1_1", (16, 16), "at least 17 pixels, got 16x16"),
+        ("timm:vit_tiny_patch16_224", (32, 32), "takes images of 224x224 pixels only, got 32x32"),
     ],
 )
 def test_images_that_do_not_fit_are_refused_with_what_fits(name, size, sentence):
