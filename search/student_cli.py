@@ -47,7 +47,11 @@ def export(
     config = load_config(folder.config)
     kept, state = _best(folder.students, load_policy(folder.best_policy).identity)
     splits = load_splits(config.data)
-    model = _rebuilt(state, config, splits)
+    try:
+        model = _rebuilt(state, config, splits)
+    except RuntimeError as error:  # the code of a network of the user's own has changed since
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{kept}: is of another network than the config's: {reason}") from None
     images = splits.normalise(splits.validation.images[:CHECKED])
     try:
         export_onnx(model, images[:2], to)

@@ -1,4 +1,4 @@
-"""`augury teacher` as people meet it: words in, files, text and exit codes out."""
+"""`augury teacher` and `augury student` as people meet them: words in, files and exit codes out."""
 
 import json
 import sys
@@ -10,7 +10,10 @@ import torch
 
 from search.cli import main
 from search.config import SearchConfig, load_config
+from search.run_folder import RunFolder
+from spaces import scheme
 from trainers.models import Network, build_network
+from trainers.quantization import quantize
 
 TINY = ["--set", "teacher={width: 4, epochs: 2}", "--set", "data.train_images=300"]
 Augury = Callable[..., tuple[int, str, str]]
@@ -121,6 +124,29 @@ def test_a_student_that_cannot_be_is_refused_before_a_teacher_is_trained(
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache" / "teachers").exists()
+
+
+def test_a_student_that_cannot_be_exported_is_named(augury, tmp_path):
+    config = load_config(None, ["teacher.width=4", "student.quantization.quantizer=lsq"])
+    run = RunFolder(tmp_path / "run")
+    run.create(config.to_yaml(), {})
+    policy = scheme("none")
+    policy.save(run.best_policy)
+    run.students.mkdir()
+    student = run.students / f"{policy.identity}-0.pt"
+    model = quantize(build_network("resnet8", 10, width=4, seed=0), config.student.quantization)
+    kept = {"validation_accuracy": 0.5, "student": model.state_dict()}
+
+    def refused(sentence: str) -> None:
+        torch.save(kept, student)
+        code, out, err = augury("student", "export", "run", "--to", "s.onnx")
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert sentence in err
+        assert not (tmp_path / "s.onnx").exists()
+
+    refused("layer 'blocks.0.conv1' has 2 bits")
+    kept["student"] = {**kept["student"], "more": torch.zeros(1)}
+    refused('is of another network than the config\'s: Unexpected key(s) in state_dict: "more"')
 
 
 def test_the_networks_of_a_config_survive_its_yaml(tmp_path):

@@ -98,6 +98,14 @@ def test_pact_learns_its_clip(seed, bits):
     assert not by_x[clipped].any()
 
 
+def test_pact_clips_signed_inputs_at_both_ends():
+    pact = initialised(PACTActivations(4), torch.tensor([-3.0, 3.0], dtype=torch.float64))
+    with torch.no_grad():
+        pact.alpha.fill_(2.0)
+    pact(torch.tensor([-5.0, -2.5, 0.1, 7.0], dtype=torch.float64)).sum().backward()
+    assert pact.alpha.grad.item() == -1 - 1 + 1
+
+
 @given(SEEDS, BITS)
 @settings(max_examples=25, deadline=None)
 def test_dorefa_is_its_equations_at_the_size_of_the_weights(seed, bits):
@@ -139,7 +147,20 @@ def test_dsq_steps_hard_and_learns_softly(seed, bits):
     slope = k * (1 - torch.tanh(k * (weights - middle)) ** 2) / math.tanh(k * width / 2)
     inside = (weights > lower) & (weights < upper)
     torch.testing.assert_close(x.grad, torch.where(inside, slope * width / 2, 0.0))
-    assert dsq.lower.grad.item() != 0
+
+    def rising(low: float, high: float) -> float:
+        """The sum with l and u changed, the sign as phi: first order in both."""
+        step = (high - low) / (2**bits - 1)
+        place = (weights.clamp(low, high) - low) / step - index - 0.5
+        phi = torch.tanh(k * width * place) / math.tanh(k * width / 2)
+        hard = (expected - lower) / width
+        return float((low + step * hard + width * (index + (phi + 1) / 2)).sum())
+
+    e = 1e-6
+    by_lower = (rising(lower + e, upper) - rising(lower - e, upper)) / (2 * e)
+    by_upper = (rising(lower, upper + e) - rising(lower, upper - e)) / (2 * e)
+    assert dsq.lower.grad.item() == pytest.approx(by_lower, rel=1e-4, abs=1e-4)
+    assert dsq.upper.grad.item() == pytest.approx(by_upper, rel=1e-4, abs=1e-4)
 
 
 @given(SEEDS, BITS, st.booleans())

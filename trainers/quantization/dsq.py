@@ -5,8 +5,8 @@
     k = ln(2 / alpha - 1) / D
     soft = l + D (i + (phi + 1) / 2)           forward: phi replaced by its sign
 
-The forward pass is the hard staircase, the gradient for x, l and u that of the soft one. l and u
-are learned; alpha, the distance between the two staircases, stays at 0.4.
+The forward pass is the hard staircase; backward the sign has the gradients of phi, for x, l and u.
+l and u are learned; alpha, the distance between the two staircases, stays at 0.4.
 """
 
 import math
