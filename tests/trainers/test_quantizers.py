@@ -289,6 +289,24 @@ def test_depthwise_and_shared_layers_are_quantized_once():
     assert student(torch.rand(8, 3, 6, 6)).shape == (8, 2)
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_channels_of_one_weight_are_quantized_together(name):
+    layers = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=4), nn.Flatten(), nn.Linear(64, 2)
+    student = quantize(nn.Sequential(*layers), QuantizationSpec(quantizer=name, per_channel=True))
+    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    calibrate(student, images)
+    assert torch.isfinite(student(images)).all()
+
+
+def test_a_network_of_which_nothing_would_be_quantized_is_refused():
+    two = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(UserError, match=r"of the network's 2 .* none would be quantized: set"):
+        quantize(two, QuantizationSpec())
+    with pytest.raises(UserError, match=r"no convolution .* and no linear layer"):
+        quantize(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48)), QuantizationSpec())
+    assert len(quantized_layers(quantize(two, QuantizationSpec(first_and_last="8 bits")))) == 2
+
+
 @pytest.mark.parametrize(
     "layer", [nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.LSTM(2, 2)], ids=repr
 )

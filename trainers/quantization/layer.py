@@ -102,7 +102,8 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.layer = layer
-        channels = len(layer.weight) if per_channel else None
+        # A channel of one weight, as in a depthwise 1x1 convolution, has no deviation of its own.
+        channels = len(layer.weight) if per_channel and layer.weight[0].numel() > 1 else None
         self.weight_quantizer = self.weights(weight_bits, channels)
         self.activation_quantizer = self.activations(activation_bits)
 

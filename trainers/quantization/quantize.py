@@ -65,7 +65,8 @@ def quantize(model: nn.Module, spec: QuantizationSpec) -> nn.Module:
 
     What becomes of the first and last of them, in the order in which the network registers them,
     is `spec.first_and_last`; every recipe that we know keeps them. The copy needs `calibrate`
-    before its first use. Raises UserError where a layer has weights that no method here knows.
+    before its first use. Raises UserError where a layer has weights that no method here knows, and
+    where none would be quantized.
     """
     model = copy.deepcopy(model)
     method = method_called(spec.quantizer)
@@ -81,6 +82,13 @@ def quantize(model: nn.Module, spec: QuantizationSpec) -> nn.Module:
         for name in names:  # a layer that is used in two places stays one layer
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, quantized)
+    if not quantized_layers(model):
+        raise UserError(
+            f"of the network's {len(places)} convolutions and linear layers none would be "
+            "quantized: set student.quantization.first_and_last to 'quantize' or '8 bits'"
+            if places
+            else "the network has no convolution (Conv2d) and no linear layer to quantize"
+        )
     return model
 
 
