@@ -71,6 +71,7 @@ def test_a_killed_process_is_resumed_where_it_was(root, config, cache, monkeypat
     before = (unfinished / "journal.jsonl").read_text()
     with (unfinished / "journal.jsonl").open("a") as journal:
         journal.write('{"rows": 25')  # a line that the kill cut
+    (unfinished / ".images.npy.1234.tmp").touch()
     # A file of the first chunk is broken behind its back: who decoded it again would say so.
     first = root / "0" / "00000.bmp"
     content, status = first.read_bytes(), first.stat()
@@ -81,6 +82,7 @@ def test_a_killed_process_is_resumed_where_it_was(root, config, cache, monkeypat
     os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert resumed.notes == ()
     (journal,) = cache.glob("datasets/*/journal.jsonl")
+    assert sorted(path.name for path in journal.parent.iterdir()) == ["images.npy", journal.name]
     assert journal.read_text().startswith(before)
     assert journal.read_text().count("\n") == COUNT // CHUNK
     monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "another"))

@@ -82,6 +82,8 @@ def require_unchanged(images_file: Path) -> None:
 
 
 def _make(unfinished: Path, *, source: Encoded, part: str, size: int, bad_images: float) -> None:
+    for left in unfinished.glob(".*.tmp"):  # by a kill between two whole files
+        left.unlink()
     images = _writable(unfinished / "images.npy", (len(source.labels), 3, size, size))
     chunks = _whole(_lines(unfinished / "journal.jsonl"), images)
     rows = sum(chunk.rows for chunk in chunks)
