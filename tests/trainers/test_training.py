@@ -322,6 +322,7 @@ def test_losses_that_are_none_are_refused(wrong, sentence):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_compiled_student_learns_what_the_other_learns(build):
     plain, compiled = (figures(build(compile=c, curvature_every=1)) for c in (False, True))
     for ours, theirs in zip(plain, compiled, strict=True):
