@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from search.config import SearchConfig, load_config
-from spaces import scheme
+from spaces import UserError, scheme
 from trainers.datasets import load_splits
 from trainers.models import OWN, build_network
+from trainers.optimisation import AdamW, Step
 from trainers.student import StudentTrainer
 from trainers.teacher import frozen
 
@@ -20,6 +21,26 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 def test_digits_is_what_runs_without_a_config(repo_root):
     assert load_config(repo_root / "configs" / "digits.yaml") == SearchConfig()
+
+
+@pytest.mark.parametrize("recipe", ["teacher", "student.recipe"])
+def test_another_optimiser_or_schedule_has_keys_of_its_own(recipe):
+    config = load_config(
+        overrides=[
+            f"{recipe}.optimizer=sgd",
+            f"{recipe}.optimizer.momentum=0.8",
+            f"{recipe}.optimizer.name=adamw",
+            f"{recipe}.schedule.name=step",
+            f"{recipe}.schedule.at=[0.3, 0.6]",
+        ]
+    )
+    found = config.teacher if recipe == "teacher" else config.student.recipe
+    assert found.optimizer == AdamW()
+    assert found.schedule == Step(at=(0.3, 0.6))
+    with pytest.raises(UserError, match=r"optimizer.name 'sdg' .*did you mean 'sgd'"):
+        load_config(overrides=[f"{recipe}.optimizer=sdg"])
+    with pytest.raises(UserError, match=r"schedule 'at' .*did you mean 'name'"):
+        load_config(overrides=[f"{recipe}.schedule={{at: [0.5]}}"])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

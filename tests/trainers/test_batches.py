@@ -42,6 +42,18 @@ def test_only_the_last_batch_is_short_and_labels_stay_with_their_images(data):
         assert torch.equal(targets.argmax(dim=1), images[:, 0, 0, 0].long())
 
 
+@pytest.mark.parametrize("size", [2, 11, 22, 34, 68, 69])
+def test_no_batch_is_of_one_image_and_rows_say_whose_views_they_are(data, size):
+    batches = epoch_of(data, scheme("none"), batch_size=size)
+    assert len(batches) == steps_per_epoch(COUNT, 3, size)
+    sizes = [len(batch.rows) for batch in batches]
+    assert sum(sizes) == 69
+    assert min(sizes) > 1
+    assert set(sizes[:-1]) <= {size}
+    for batch in batches:
+        assert torch.equal(batch.rows, batch.images[:, 0, 0, 0].long())
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}], ids=str)
 def test_seeds_and_epochs_have_orders_of_their_own(data, other):
     assert order(epoch_of(data, scheme("none"))) == order(epoch_of(data, scheme("none")))

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from trainers.batches import augmented_batches
 from trainers.cache_folder import cache_folder
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.models import build_network
+from trainers.optimisation import SGD, Constant
 from trainers.teacher import (
     TeacherRecipe,
     accuracy,
@@ -87,6 +89,10 @@ def test_a_teacher_is_frozen_and_in_eval_mode(splits):
         {"learning_rate": 1e-3},
         {"weight_decay": 0.0},
         {"policy": scheme("mixup")},
+        {"label_smoothing": 0.1},
+        {"optimizer": SGD()},
+        {"schedule": Constant()},
+        {"ema_decay": 0.9},
         {"seed": 7},
     ],
     ids=lambda change: next(iter(change)),
@@ -94,6 +100,41 @@ def test_a_teacher_is_frozen_and_in_eval_mode(splits):
 def test_every_part_of_the_recipe_is_in_the_hash(splits, change):
     assert set(change) <= set(TeacherRecipe.model_fields)
     assert teacher_hash(splits, QUICK.model_copy(update=change)) != teacher_hash(splits, QUICK)
+
+
+def test_what_images_are_normalised_by_is_in_the_hash(splits):
+    other = replace(splits, mean=(0.5, 0.5, 0.5))
+    assert other.content_hash == splits.content_hash
+    assert teacher_hash(other, QUICK) != teacher_hash(splits, QUICK)
+
+
+def test_a_teacher_has_the_options_of_a_student(splits):
+    """The average of states, by torch's SGD, with smoothed labels: the loop written out."""
+    recipe = QUICK.model_copy(
+        update={
+            "optimizer": SGD(),
+            "schedule": Constant(),
+            "ema_decay": 0.5,
+            "label_smoothing": 0.2,
+        }
+    )
+    model = build_network("resnet8", 10, width=4, seed=0).train()
+    decay = {"weight_decay": QUICK.weight_decay}
+    optimizer = torch.optim.SGD(model.parameters(), 4e-3, momentum=0.9, nesterov=True, **decay)
+    keys = {"batch_size": 64, "repeats": 1, "seed": 0, "epoch": 0}
+    average = None
+    for images, targets, _ in augmented_batches(
+        splits.train, QUICK.policy.augmenter(10, 0), **keys
+    ):
+        optimizer.zero_grad()
+        smooth = 0.8 * targets + 0.02
+        log_probs = torch.log_softmax(model(splits.normalise(images)), dim=1)
+        (-(smooth * log_probs).sum(dim=1).mean()).backward()
+        optimizer.step()
+        now = model.classifier.weight.detach().clone()
+        average = now if average is None else (average + now) / 2
+    found = train_teacher(splits, recipe).classifier.weight
+    torch.testing.assert_close(found, average, atol=1e-5, rtol=1e-4)
 
 
 def test_the_data_is_in_the_hash(splits):

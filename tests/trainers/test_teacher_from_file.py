@@ -1,12 +1,16 @@
 """Teachers from files, what they are worth, and students that are another network."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError
+from torchvision.transforms.v2.functional import normalize
 
 from spaces import UserError, scheme
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
+from trainers.datasets.config import FolderConfig
 from trainers.models import Network, build_network, network_for
 from trainers.quantization import QuantizationSpec
 from trainers.student import StudentRecipe, StudentTrainer
@@ -74,6 +78,33 @@ def test_the_hash_of_a_teacher_from_a_file_is_of_its_content_alone(splits, tmp_p
     assert len(set(hashes)) == 3
     # Settings of a training that does not take place tell nothing apart.
     assert teacher_hash(splits, a.model_copy(update={"epochs": 9})) == hashes[0]
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, 1.0], ids=["mapped", "in memory"])
+def test_images_are_normalised_as_the_file_was_trained(tmp_path, monkeypatch, memory_gib):
+    """In this process and, by way of the object store's arrays, in every other."""
+    monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        path = tmp_path / "images" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    config = {"path": tmp_path / "images", "image_size": 8, "memory_gib": memory_gib}
+    config |= {"validation_images": 2, "test_images": 2}
+    by_itself = load_splits(FolderConfig(**config))
+    images = by_itself.test.images
+    for normalisation in ("imagenet", {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}):
+        given = load_splits(FolderConfig(**config, normalisation=normalisation))
+        elsewhere = ImageSplits.from_arrays(given.to_arrays())
+        mean, std = (MEAN, STD) if normalisation == "imagenet" else normalisation.values()
+        expected = normalize(images / 255, mean, std)
+        for splits in (given, elsewhere):
+            torch.testing.assert_close(splits.normalise(images), expected)
+            assert (splits.folder is None) == (memory_gib > 0)
+        assert not torch.allclose(by_itself.normalise(images), expected, atol=0.01)
 
 
 def test_images_too_small_for_the_network_are_refused_before_training(splits):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spaces import Policy, UserError, scheme
 from trainers.batches import augmented_batches
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
-from trainers.distillation import DistillationLoss, kd_loss
+from trainers.distillation import KD, KD_CE, SQAKD, DistillationLoss, kd_loss
 from trainers.metric import contextual_mutual_information
 from trainers.quantization import QuantizationSpec, calibrate, quantize, quantizer_parameters
 from trainers.quantization.ewgs import ActivationDiscretizer, EWGSLayer
@@ -300,6 +300,33 @@ def test_a_loss_that_means_nothing_ends_training_though_it_is_a_number(build):
     with pytest.raises(DivergedError, match=r"exploded in epoch 1: .* 100 times that of knowing"):
         list(build(learning_rate=100.0).epochs())
     assert len(list(build(learning_rate=1.0).epochs())) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [("sqakd", SQAKD), ("kd", KD), ("kd_ce", KD_CE)], ids=["sqakd", "kd", "kd_ce"]
+)
+def test_a_recipe_may_name_a_published_loss(name, loss):
+    assert StudentRecipe(loss=name).loss == loss
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("sqkd", "unknown loss 'sqkd': did you mean 'sqakd'"),
+        ({"label_smoothing": 0.1}, "give gamma a weight above 0"),
+    ],
+)
+def test_losses_that_are_none_are_refused(wrong, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        StudentRecipe(loss=wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_compiled_student_learns_what_the_other_learns(build):
+    plain, compiled = (figures(build(compile=c, curvature_every=1)) for c in (False, True))
+    for ours, theirs in zip(plain, compiled, strict=True):
+        assert ours == pytest.approx(theirs, rel=0.01, abs=0.01)
 
 
 @pytest.mark.parametrize("gamma", [0.25, 1.0])
