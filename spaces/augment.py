@@ -23,15 +23,15 @@ from spaces import randomness
 from spaces.draws import NO_PLACES, NOTHING, Ids, Key, Program, places
 from spaces.errors import UserError
 from spaces.geometry import warped, warps_together
-from spaces.kernels import Drawn, Images, Resampling, per_image, upload
+from spaces.kernels import Drawn, Images, Resampling, per_image, put, upload
 from spaces.mixing import Teacher, mix
 from spaces.operations import PIXELS
 from spaces.policy import Policy
 
-# Bytes of images that are sorted at once. What a kernel needs in floats for its part of them stays
-# in the cache of a core, and in a small part of a GPU's memory.
+# Bytes of images that are sorted at once, and what one call of a kernel gets of them: what it needs
+# in floats stays in the cache of a core, and in a small part of a GPU's memory.
 CHUNK = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
-BLOCK = {"cpu": 2**19, "cuda": 64 * 2**20}  # of them, what one call of a kernel gets
+BLOCK = {"cpu": 2**19, "cuda": 64 * 2**20}
 
 Batch = tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]
 
@@ -48,8 +48,8 @@ class PolicyAugment(nn.Module):
     same seed; in a DataLoader worker the worker's own seed, which torch renews per epoch, takes
     the place of `seed`.
 
-    Beside its input and output it needs memory for two copies of 16 MiB of images and some float
-    copies of half a MiB (of 64 MiB both on a GPU), and up to 48 MiB per process and image size
+    Beside its input and output it needs memory for some float copies of half a MiB of images (of
+    64 MiB on a GPU), of 16 MiB where a policy blends, and up to 48 MiB per process and image size
     for index maps.
     """
 
@@ -136,77 +136,80 @@ class PolicyAugment(nn.Module):
         return self.seed if worker is None else worker.seed, self._calls - 1
 
     def _in_chunks(self, images: Images, ids: Ids, key: Key) -> Images:
-        rows = _rows_of(images, CHUNK)
-        if len(images) <= rows:
-            out = self._augmented(images, ids, key)
-            return out.clone(memory_format=torch.contiguous_format) if out is images else out
         out = torch.empty_like(images, memory_format=torch.contiguous_format)
-        for start in range(0, len(images), rows):
-            part = slice(start, start + rows)
-            out[part] = self._augmented(images[part], ids[part], key)
+        for part in _blocks(0, len(images), _rows_of(images, CHUNK)):
+            self._augment(images[part].contiguous(), out[part], ids[part], key)
         return out
 
-    def _augmented(self, images: Images, ids: Ids, key: Key) -> Images:
-        """Base and chains; the images themselves where there is nothing to do."""
-        images = self._run(self._base, images, ids, (*key, "base"))
+    def _augment(self, images: Images, out: Images, ids: Ids, key: Key) -> None:
+        """Base and chains, from `images` into `out`."""
+        images = self._run(self._base, images, out, ids, (*key, "base"))
         blend = self.policy.blend
         if blend is None:
-            return self._run_draws(images, ids, key)
-        weights = blend_weights(blend.width, blend.alpha, ids, key)
-        mixed = images * per_image(weights[:, 0], images)
-        for version in range(blend.width):
-            other = self._run_draws(images, ids, (*key, "version", version))
-            mixed += per_image(weights[:, version + 1], images) * other
-        return mixed.to(torch.uint8)
+            done = self._run_draws(images, out, ids, key)
+        else:
+            weights = blend_weights(blend.width, blend.alpha, ids, key)
+            mixed = images * per_image(weights[:, 0], images)
+            other = torch.empty_like(images)
+            for version in range(blend.width):
+                found = self._run_draws(images, other, ids, (*key, "version", version))
+                mixed += per_image(weights[:, version + 1], images) * found
+            done = mixed
+        if done is not out:
+            out.copy_(done)
 
-    def _run_draws(self, images: Images, ids: Ids, key: Key) -> Images:
+    def _run_draws(self, images: Images, out: Images, ids: Ids, key: Key) -> Images:
         most, fewest = self.policy.draws, self.policy.min_draws or self.policy.draws
         depth = np.full(len(ids), most)
         if fewest < most:
             drawn = randomness.uniform(ids, *key, "depth") * (most - fewest + 1)
             depth = fewest + drawn.astype(np.intp)
         for draw in range(most):
-            images = self._run(self._program, images, ids, (*key, draw), wanted=draw < depth)
+            images = self._run(self._program, images, out, ids, (*key, draw), wanted=draw < depth)
         return images
 
     def _run(
         self,
         program: Program,
         images: Images,
+        out: Images,
         ids: Ids,
         key: Key,
+        *,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Images:
-        """Draws a chain per image and applies it, one position of all chains at a time."""
+        """Draws a chain per image and applies it, one position of all chains at a time.
+
+        Returns `out`, which may be `images`; where there is nothing to do, `images` as they are.
+        """
         if program.length == 0:
             return images
         chosen = program.choose(ids, key)
         if wanted is not None:
             chosen = np.where(wanted, chosen, NOTHING)
-        order = np.arange(len(ids))  # which image each row of `images` is by now
         rows = _rows_of(images, BLOCK)
+        together = warps_together(images, self._resampling)
+        alone = len(program.kinds) - (len(program.moves) if together else 0)
         for position in range(program.length):
             now = (*key, position)
-            kinds, magnitudes = program.step(chosen[order], position, ids[order], now)
-            by_kind = np.argsort(kinds, kind="stable")
-            order, kinds, magnitudes = order[by_kind], kinds[by_kind], magnitudes[by_kind]
-            images = images.index_select(0, upload(by_kind, images.device))
+            kinds, magnitudes = program.step(chosen, position, ids, now)
+            order = np.argsort(kinds, kind="stable")
+            kinds, magnitudes = kinds[order], magnitudes[order]
+            at = upload(order, images.device)
             starts = np.searchsorted(kinds, np.arange(len(program.kinds) + 1)).tolist()
-            alone = len(program.kinds)
-            if warps_together(images, self._resampling):
-                alone -= len(program.moves)
-            done = [images[: starts[0]]]  # NOTHING sorts first
+            if images is not out:  # NOTHING sorts first
+                put(out, at[: starts[0]], images.index_select(0, at[: starts[0]]))
             for kind, start, stop in zip(program.kinds[:alone], starts, starts[1:], strict=False):
                 for block in _blocks(start, stop, rows):
                     placed = places(kind, ids[order[block]], now) if kind.places else NO_PLACES
                     drawn = Drawn(magnitudes[block], placed, self._resampling)
-                    done.append(kind.kernel(images[block], drawn))
+                    put(out, at[block], kind.kernel(images.index_select(0, at[block]), drawn))
             for block in _blocks(starts[alone], len(images), rows):
                 moves = [program.moves[kind - alone] for kind in kinds[block].tolist()]
                 drawn = Drawn(magnitudes[block], NO_PLACES, self._resampling)
-                done.append(warped(images[block], drawn, moves))
-            images = torch.cat(done)
-        return images.index_select(0, upload(np.argsort(order), images.device))
+                put(out, at[block], warped(images.index_select(0, at[block]), drawn, moves))
+            images = out
+        return out
 
     def _check_size(self, size: torch.Size) -> None:
         """Says once what a policy that was found at another size does at this one."""

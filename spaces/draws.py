@@ -56,7 +56,8 @@ class Program:
         """Which of `kinds` is applied to each image, or NOTHING, and at what signed magnitude."""
         operation = self._operation_at[chosen, position]
         applied = operation != NOTHING
-        applied &= randomness.uniform(ids, *key, "probability") < self._probability[operation]
+        if (self._probability < 1).any():
+            applied &= randomness.uniform(ids, *key, "probability") < self._probability[operation]
         drawn = randomness.uniform(ids, *key, "magnitude") * self._bins[operation]
         magnitudes = self._magnitude[operation, drawn.astype(np.intp)]
         if self._signed.any():

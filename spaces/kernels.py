@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -49,6 +49,14 @@ def upload(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def put(images: Images, rows: Int64[Tensor, " m"], values: UInt8[Tensor, "m c h w"]) -> None:
+    """`images[rows] = values`; on the host by numpy, since torch copies such rows byte by byte."""
+    if images.device.type == "cpu":
+        images.numpy()[rows.numpy()] = values.numpy()
+    else:
+        images.index_copy_(0, rows, values)
 
 
 def stream_of(device: torch.device) -> int:
@@ -164,22 +172,22 @@ def autocontrast(images: Images, _: Drawn) -> Images:
 def equalize(images: Images, _: Drawn) -> Images:
     """Equalises every channel's histogram, as Pillow does."""
     n, c, height, width = images.shape
-    bins = torch.arange(n * c, device=images.device).mul_(256).view(n, c, 1)
-    at = images.flatten(start_dim=2).long().add_(bins).view(-1)  # in histogram and table alike
-    ones = torch.ones(at.numel(), dtype=torch.int32, device=images.device)
+    bins = torch.arange(0, n * c * 256, 256, dtype=torch.int32, device=images.device)
+    flat = images.flatten(start_dim=2)
+    at = flat.int().add_(bins.view(n, c, 1)).view(-1)  # in histogram and table alike
     histogram = torch.zeros(n * c * 256, dtype=torch.int32, device=images.device)
-    histogram = histogram.scatter_add_(0, at, ones).view(n, c, 256)
-    brightest = histogram.gather(-1, images.flatten(start_dim=2).amax(-1, keepdim=True).long())
+    histogram = histogram.scatter_add_(0, at.long(), torch.ones_like(at)).view(n, c, 256)
+    brightest = histogram.gather(-1, flat.amax(-1, keepdim=True).long())
     step = (height * width - brightest).div_(255, rounding_mode="floor")
     # Whole numbers far below 2^24, so that float division, several times as fast, floors alike.
-    below = histogram.float().cumsum_(dim=-1).add_(step // 2)
+    below = histogram.cumsum(-1, dtype=torch.int32).add_(step // 2).float()
     table = _to_uint8(below.div_(step.clamp(min=1)))
     table = torch.nn.functional.pad(table[..., :-1], (1, 0))
     # Where there are too few pixels for a step, every value stays.
     stays = step.eq(0).view(torch.uint8)
     as_it_is = torch.arange(256, dtype=torch.uint8, device=images.device)
     table.mul_(1 - stays).add_(stays * as_it_is)
-    return table.view(1, -1).gather(1, at.unsqueeze(0)).view_as(images)
+    return table.view(-1).index_select(0, at).view_as(images)
 
 
 def invert(images: Images, _: Drawn) -> Images:
