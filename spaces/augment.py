@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.utils.data import get_worker_info
 from torchvision.transforms import InterpolationMode
 
@@ -23,7 +22,7 @@ from spaces import randomness
 from spaces.draws import NO_PLACES, NOTHING, Ids, Key, Program, places
 from spaces.errors import UserError
 from spaces.geometry import warped, warps_together
-from spaces.kernels import Drawn, Images, Resampling, per_image, put, upload
+from spaces.kernels import Drawn, Images, InOrder, Resampling, per_image
 from spaces.mixing import Teacher, mix
 from spaces.operations import PIXELS
 from spaces.policy import Policy
@@ -118,7 +117,8 @@ class PolicyAugment(nn.Module):
         ids = np.arange(len(images)) if sample_ids is None else sample_ids.numpy(force=True)
         key = self._key(epoch)
         out = self._in_chunks(images, ids, key)
-        targets = one_hot(labels, self.num_classes).to(torch.float32)
+        targets = torch.zeros(len(labels), self.num_classes, device=labels.device)
+        targets.scatter_(1, labels.unsqueeze(1), 1.0)
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             batch = out[part], targets[part]
@@ -160,12 +160,12 @@ class PolicyAugment(nn.Module):
 
     def _run_draws(self, images: Images, out: Images, ids: Ids, key: Key) -> Images:
         most, fewest = self.policy.draws, self.policy.min_draws or self.policy.draws
-        depth = np.full(len(ids), most)
-        if fewest < most:
-            drawn = randomness.uniform(ids, *key, "depth") * (most - fewest + 1)
-            depth = fewest + drawn.astype(np.intp)
         for draw in range(most):
-            images = self._run(self._program, images, out, ids, (*key, draw), wanted=draw < depth)
+            wanted = None
+            if draw >= fewest:
+                more = randomness.uniform(ids, *key, "depth") * (most - fewest + 1)
+                wanted = more >= draw - fewest + 1
+            images = self._run(self._program, images, out, ids, (*key, draw), wanted=wanted)
         return images
 
     def _run(
@@ -195,19 +195,19 @@ class PolicyAugment(nn.Module):
             kinds, magnitudes = program.step(chosen, position, ids, now)
             order = np.argsort(kinds, kind="stable")
             kinds, magnitudes = kinds[order], magnitudes[order]
-            at = upload(order, images.device)
+            source, target = InOrder(images, order), InOrder(out, order)
             starts = np.searchsorted(kinds, np.arange(len(program.kinds) + 1)).tolist()
             if images is not out:  # NOTHING sorts first
-                put(out, at[: starts[0]], images.index_select(0, at[: starts[0]]))
+                target[: starts[0]] = source[: starts[0]]
             for kind, start, stop in zip(program.kinds[:alone], starts, starts[1:], strict=False):
                 for block in _blocks(start, stop, rows):
                     placed = places(kind, ids[order[block]], now) if kind.places else NO_PLACES
                     drawn = Drawn(magnitudes[block], placed, self._resampling)
-                    put(out, at[block], kind.kernel(images.index_select(0, at[block]), drawn))
+                    target[block] = kind.kernel(source[block], drawn)
             for block in _blocks(starts[alone], len(images), rows):
-                moves = [program.moves[kind - alone] for kind in kinds[block].tolist()]
+                moves = [*map(program.moves.__getitem__, (kinds[block] - alone).tolist())]
                 drawn = Drawn(magnitudes[block], NO_PLACES, self._resampling)
-                put(out, at[block], warped(images.index_select(0, at[block]), drawn, moves))
+                target[block] = warped(source[block], drawn, moves)
             images = out
         return out
 

@@ -202,7 +202,7 @@ class IndexMaps:
             if not self._add([*dict.fromkeys(warps)]):
                 return self._made(warps)
             rows = [*map(self._row_of.get, warps)]
-        return self._source.index_select(0, torch.tensor(rows).to(self._device, non_blocking=True))
+        return self._source.index_select(0, upload(np.array(rows), self._device))
 
     def _add(self, warps: Sequence[Warp]) -> bool:
         """Makes the maps that are missing, in the place of all others if need be; False where there

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -48,15 +48,30 @@ def upload(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    return tensor if device.type == "cpu" else tensor.to(device)
 
 
-def put(images: Images, rows: Int64[Tensor, " m"], values: UInt8[Tensor, "m c h w"]) -> None:
-    """`images[rows] = values`; on the host by numpy, since torch copies such rows byte by byte."""
-    if images.device.type == "cpu":
-        images.numpy()[rows.numpy()] = values.numpy()
-    else:
-        images.index_copy_(0, rows, values)
+class InOrder:
+    """The images of a contiguous batch in another order, read and written where they are.
+
+    On the host numpy copies them, in half the time that torch takes.
+    """
+
+    def __init__(self, images: Images, order: npt.NDArray[np.intp]) -> None:
+        self._images, self._order = images, order
+        self._host = images.numpy() if images.device.type == "cpu" else None
+        self._device_order = upload(order, images.device)
+
+    def __getitem__(self, part: slice) -> Images:
+        if self._host is None:
+            return self._images.index_select(0, self._device_order[part])
+        return torch.from_numpy(self._host.take(self._order[part], axis=0))
+
+    def __setitem__(self, part: slice, images: Images) -> None:
+        if self._host is None:
+            self._images.index_copy_(0, self._device_order[part], images)
+        else:
+            self._host[self._order[part]] = images.numpy()
 
 
 def stream_of(device: torch.device) -> int:
@@ -172,21 +187,20 @@ def autocontrast(images: Images, _: Drawn) -> Images:
 def equalize(images: Images, _: Drawn) -> Images:
     """Equalises every channel's histogram, as Pillow does."""
     n, c, height, width = images.shape
-    bins = torch.arange(0, n * c * 256, 256, dtype=torch.int32, device=images.device)
+    bins = torch.arange(n * c, dtype=torch.int32, device=images.device).mul_(256)
     flat = images.flatten(start_dim=2)
     at = flat.int().add_(bins.view(n, c, 1)).view(-1)  # in histogram and table alike
     histogram = torch.zeros(n * c * 256, dtype=torch.int32, device=images.device)
     histogram = histogram.scatter_add_(0, at.long(), torch.ones_like(at)).view(n, c, 256)
     brightest = histogram.gather(-1, flat.amax(-1, keepdim=True).long())
     step = (height * width - brightest).div_(255, rounding_mode="floor")
+    # Where there are too few pixels for a step, every value stays, as if there were one of each.
+    enough = step.clamp(max=1)
+    histogram.mul_(enough).add_(1 - enough)
+    step.clamp_(min=1)
+    below = histogram.cumsum(-1, dtype=torch.int32).sub_(histogram).add_(step // 2)
     # Whole numbers far below 2^24, so that float division, several times as fast, floors alike.
-    below = histogram.cumsum(-1, dtype=torch.int32).add_(step // 2).float()
-    table = _to_uint8(below.div_(step.clamp(min=1)))
-    table = torch.nn.functional.pad(table[..., :-1], (1, 0))
-    # Where there are too few pixels for a step, every value stays.
-    stays = step.eq(0).view(torch.uint8)
-    as_it_is = torch.arange(256, dtype=torch.uint8, device=images.device)
-    table.mul_(1 - stays).add_(stays * as_it_is)
+    table = _to_uint8(below.float().div_(step))
     return table.view(-1).index_select(0, at).view_as(images)
 
 
