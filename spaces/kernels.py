@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -190,8 +190,7 @@ def equalize(images: Images, _: Drawn) -> Images:
     bins = torch.arange(n * c, dtype=torch.int32, device=images.device).mul_(256)
     flat = images.flatten(start_dim=2)
     at = flat.int().add_(bins.view(n, c, 1)).view(-1)  # in histogram and table alike
-    histogram = torch.zeros(n * c * 256, dtype=torch.int32, device=images.device)
-    histogram = histogram.scatter_add_(0, at.long(), torch.ones_like(at)).view(n, c, 256)
+    histogram = _counts(at, n * c * 256).view(n, c, 256)
     brightest = histogram.gather(-1, flat.amax(-1, keepdim=True).long())
     step = (height * width - brightest).div_(255, rounding_mode="floor")
     # Where there are too few pixels for a step, every value stays, as if there were one of each.
@@ -202,6 +201,14 @@ def equalize(images: Images, _: Drawn) -> Images:
     # Whole numbers far below 2^24, so that float division, several times as fast, floors alike.
     table = _to_uint8(below.float().div_(step))
     return table.view(-1).index_select(0, at).view_as(images)
+
+
+def _counts(places: Int32[Tensor, " m"], bins: int) -> Int32[Tensor, " b"]:
+    """How often each of 0..bins-1 occurs; on a GPU without bincount, for which the host waits."""
+    if places.device.type == "cpu":
+        return torch.bincount(places, minlength=bins).int()
+    counts = torch.zeros(bins, dtype=torch.int32, device=places.device)
+    return counts.scatter_add_(0, places.long(), torch.ones_like(places))
 
 
 def invert(images: Images, _: Drawn) -> Images:

@@ -71,8 +71,10 @@ def _fractions(
 
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     words = words + np.uint64(_GOLDEN)  # modulo 2^64 is the algorithm, not an accident
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(_FIRST)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(_SECOND)
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(_FIRST)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(_SECOND)
     return words ^ (words >> np.uint64(31))
 
 
