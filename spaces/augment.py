@@ -8,7 +8,7 @@ import logging
 import math
 import operator
 from collections.abc import Iterator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,8 @@ class PolicyAugment(nn.Module):
     """
 
     def __init__(self, policy: Policy, *, num_classes: int, seed: int = 0) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
         super().__init__()
         self.policy = policy.normalised()
         self.num_classes = num_classes
@@ -79,9 +81,8 @@ class PolicyAugment(nn.Module):
 
         Returns new images and targets (N, num_classes) float32 whose rows sum to 1. Rows keep
         their order and the input is left as it is. `teacher` maps images uint8 to logits (N, K);
-        CutMixPick alone asks for it. Raises ValueError where images or labels are not of that shape
-        and type (checked here: a user's loop runs no shape checker), and UserError where the policy
-        is not meant for images of this size.
+        CutMixPick alone asks for it. Raises ValueError where images, labels or sample ids are not
+        of that shape and type, and UserError where the policy is not meant for images of this size.
         """
         (batch,) = self.batches(
             images,
@@ -110,11 +111,11 @@ class PolicyAugment(nn.Module):
         for less: a call for 64 small images takes mostly what every call takes. Takes and raises
         what a call does.
         """
-        _check(images, labels, self.num_classes)
+        if sample_ids is None:
+            sample_ids = torch.arange(len(images))
+        _check(images, labels, sample_ids, self.num_classes)
         self._check_size(images.shape[-2:])
-        if sample_ids is not None and len(sample_ids) != len(images):
-            raise ValueError(f"{len(images)} images need as many sample_ids, got {len(sample_ids)}")
-        ids = np.arange(len(images)) if sample_ids is None else sample_ids.numpy(force=True)
+        ids = sample_ids.numpy(force=True)
         key = self._key(epoch)
         out = self._in_chunks(images, ids, key)
         targets = torch.zeros(len(labels), self.num_classes, device=labels.device)
@@ -257,21 +258,34 @@ def blend_weights(width: int, alpha: float, ids: Ids, key: Key) -> npt.NDArray[n
     return np.concatenate([share[:, None], others], axis=1)
 
 
-def _check(images: Tensor, labels: Tensor, num_classes: int) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4:
+def _check(images: Any, labels: Any, sample_ids: Any, num_classes: int) -> None:
+    # A user's loop runs no type checker, and whoever has numpy arrays is to read of tensors.
+    if not _is_tensor(images, torch.uint8) or images.ndim != 4:
         raise ValueError(
-            f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+            f"images must be a uint8 tensor of shape (N, C, H, W), got {_in_words(images)}"
         )
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}")
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels must be int64 of shape ({len(images)},), got {labels.dtype} "
-            f"{tuple(labels.shape)}"
-        )
-    if len(labels) == 0:
-        raise ValueError("the batch is empty")
+    if 0 in images.shape:
+        what = "the batch is empty" if len(images) == 0 else "the images have no pixels"
+        raise ValueError(f"{what}: images of shape {tuple(images.shape)}")
+    for name, numbers in (("labels", labels), ("sample_ids", sample_ids)):
+        if not _is_tensor(numbers, torch.int64) or numbers.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name} must be an int64 tensor of shape ({len(images)},), got "
+                f"{_in_words(numbers)}"
+            )
     if not labels.is_cuda and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
         )
+
+
+def _is_tensor(value: Any, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
