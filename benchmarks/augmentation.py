@@ -10,9 +10,10 @@ Everything runs on one thread, TrivialAugment (wide) and RandAugment(2, 9) on th
     kornia         kornia's TrivialAugment on the batch as floats, one operation for all of it
 
 In every round each contestant does a share of the work, in turn, so that a busy machine slows them
-alike; a rate is all images over all seconds, since the operations drawn cost from nothing to much.
-Conversions that a peer needs before it starts are not
-counted. The last line is one JSON object; its ratios are ours over the peer at 32 pixels.
+alike, and seconds are those of the processor. A rate is all images over all seconds, since the
+operations drawn cost from nothing to much; a round draws the same ones in every run. Conversions
+that a peer needs before it starts are not counted. The last line is one JSON object; its ratios are
+ours over the peer at 32 pixels.
 """
 
 import argparse
@@ -73,10 +74,11 @@ def _kornia(images: torch.Tensor) -> tuple[Callable[[], object], int] | None:
     return lambda: transform(floats), len(images)
 
 
-def share(work: Callable[[], object], count: int) -> tuple[int, float]:
+def share(work: Callable[[], object], count: int, seed: int) -> tuple[int, float]:
     """Images done and seconds taken, a little more than SECONDS."""
-    done, started = 0, time.perf_counter()
-    while (spent := time.perf_counter() - started) < SECONDS:
+    torch.manual_seed(seed)
+    done, started = 0, time.process_time()
+    while (spent := time.process_time() - started) < SECONDS:
         work()
         done += count
     return done, spent
@@ -91,10 +93,10 @@ def measure(size: int, rounds: int) -> dict[str, dict[str, float]]:
         for who, (work, _) in works.items():
             for _ in range(10 if who == "ours" else 1):
                 work()
-    for _ in range(rounds):
+    for seed in range(rounds):
         for name, works in entrants.items():
             for who, (work, count) in works.items():
-                shares[name][who].append(share(work, count))
+                shares[name][who].append(share(work, count, seed))
     return {
         name: {
             who: sum(images for images, _ in parts) / sum(seconds for _, seconds in parts)
@@ -110,7 +112,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     figures: dict[str, object] = {}
     for size in options.size:
         for name, found in measure(size, options.rounds).items():

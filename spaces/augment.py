@@ -8,14 +8,13 @@ import logging
 import math
 import operator
 from collections.abc import Iterator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.utils.data import get_worker_info
 from torchvision.transforms import InterpolationMode
 
@@ -23,15 +22,15 @@ from spaces import randomness
 from spaces.draws import NO_PLACES, NOTHING, Ids, Key, Program, places
 from spaces.errors import UserError
 from spaces.geometry import warped, warps_together
-from spaces.kernels import Drawn, Images, Resampling, per_image, upload
+from spaces.kernels import Drawn, Images, InOrder, Resampling, per_image
 from spaces.mixing import Teacher, mix
 from spaces.operations import PIXELS
 from spaces.policy import Policy
 
-# Bytes of images that are sorted at once. What a kernel needs in floats for its part of them stays
-# in the cache of a core, and in a small part of a GPU's memory.
+# Bytes of images that are sorted at once, and what one call of a kernel gets of them: what it needs
+# in floats stays in the cache of a core, and in a small part of a GPU's memory.
 CHUNK = {"cpu": 16 * 2**20, "cuda": 64 * 2**20}
-BLOCK = {"cpu": 2**19, "cuda": 64 * 2**20}  # of them, what one call of a kernel gets
+BLOCK = {"cpu": 2**19, "cuda": 64 * 2**20}
 
 Batch = tuple[UInt8[Tensor, "n c h w"], Float[Tensor, "n k"]]
 
@@ -48,12 +47,14 @@ class PolicyAugment(nn.Module):
     same seed; in a DataLoader worker the worker's own seed, which torch renews per epoch, takes
     the place of `seed`.
 
-    Beside its input and output it needs memory for two copies of 16 MiB of images and some float
-    copies of half a MiB (of 64 MiB both on a GPU), and up to 48 MiB per process and image size
+    Beside its input and output it needs memory for some float copies of half a MiB of images (of
+    64 MiB on a GPU), of 16 MiB where a policy blends, and up to 48 MiB per process and image size
     for index maps.
     """
 
     def __init__(self, policy: Policy, *, num_classes: int, seed: int = 0) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, got {num_classes}")
         super().__init__()
         self.policy = policy.normalised()
         self.num_classes = num_classes
@@ -80,9 +81,8 @@ class PolicyAugment(nn.Module):
 
         Returns new images and targets (N, num_classes) float32 whose rows sum to 1. Rows keep
         their order and the input is left as it is. `teacher` maps images uint8 to logits (N, K);
-        CutMixPick alone asks for it. Raises ValueError where images or labels are not of that shape
-        and type (checked here: a user's loop runs no shape checker), and UserError where the policy
-        is not meant for images of this size.
+        CutMixPick alone asks for it. Raises ValueError where images, labels or sample ids are not
+        of that shape and type, and UserError where the policy is not meant for images of this size.
         """
         (batch,) = self.batches(
             images,
@@ -111,14 +111,15 @@ class PolicyAugment(nn.Module):
         for less: a call for 64 small images takes mostly what every call takes. Takes and raises
         what a call does.
         """
-        _check(images, labels, self.num_classes)
+        if sample_ids is None:
+            sample_ids = torch.arange(len(images))
+        _check(images, labels, sample_ids, self.num_classes)
         self._check_size(images.shape[-2:])
-        if sample_ids is not None and len(sample_ids) != len(images):
-            raise ValueError(f"{len(images)} images need as many sample_ids, got {len(sample_ids)}")
-        ids = np.arange(len(images)) if sample_ids is None else sample_ids.numpy(force=True)
+        ids = sample_ids.numpy(force=True)
         key = self._key(epoch)
         out = self._in_chunks(images, ids, key)
-        targets = one_hot(labels, self.num_classes).to(torch.float32)
+        targets = torch.zeros(len(labels), self.num_classes, device=labels.device)
+        targets.scatter_(1, labels.unsqueeze(1), 1.0)
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             batch = out[part], targets[part]
@@ -136,77 +137,80 @@ class PolicyAugment(nn.Module):
         return self.seed if worker is None else worker.seed, self._calls - 1
 
     def _in_chunks(self, images: Images, ids: Ids, key: Key) -> Images:
-        rows = _rows_of(images, CHUNK)
-        if len(images) <= rows:
-            out = self._augmented(images, ids, key)
-            return out.clone(memory_format=torch.contiguous_format) if out is images else out
         out = torch.empty_like(images, memory_format=torch.contiguous_format)
-        for start in range(0, len(images), rows):
-            part = slice(start, start + rows)
-            out[part] = self._augmented(images[part], ids[part], key)
+        for part in _blocks(0, len(images), _rows_of(images, CHUNK)):
+            self._augment(images[part].contiguous(), out[part], ids[part], key)
         return out
 
-    def _augmented(self, images: Images, ids: Ids, key: Key) -> Images:
-        """Base and chains; the images themselves where there is nothing to do."""
-        images = self._run(self._base, images, ids, (*key, "base"))
+    def _augment(self, images: Images, out: Images, ids: Ids, key: Key) -> None:
+        """Base and chains, from `images` into `out`."""
+        images = self._run(self._base, images, out, ids, (*key, "base"))
         blend = self.policy.blend
         if blend is None:
-            return self._run_draws(images, ids, key)
-        weights = blend_weights(blend.width, blend.alpha, ids, key)
-        mixed = images * per_image(weights[:, 0], images)
-        for version in range(blend.width):
-            other = self._run_draws(images, ids, (*key, "version", version))
-            mixed += per_image(weights[:, version + 1], images) * other
-        return mixed.to(torch.uint8)
+            done = self._run_draws(images, out, ids, key)
+        else:
+            weights = blend_weights(blend.width, blend.alpha, ids, key)
+            mixed = images * per_image(weights[:, 0], images)
+            other = torch.empty_like(images)
+            for version in range(blend.width):
+                found = self._run_draws(images, other, ids, (*key, "version", version))
+                mixed += per_image(weights[:, version + 1], images) * found
+            done = mixed
+        if done is not out:
+            out.copy_(done)
 
-    def _run_draws(self, images: Images, ids: Ids, key: Key) -> Images:
+    def _run_draws(self, images: Images, out: Images, ids: Ids, key: Key) -> Images:
         most, fewest = self.policy.draws, self.policy.min_draws or self.policy.draws
-        depth = np.full(len(ids), most)
-        if fewest < most:
-            drawn = randomness.uniform(ids, *key, "depth") * (most - fewest + 1)
-            depth = fewest + drawn.astype(np.intp)
         for draw in range(most):
-            images = self._run(self._program, images, ids, (*key, draw), wanted=draw < depth)
+            wanted = None
+            if draw >= fewest:
+                more = randomness.uniform(ids, *key, "depth") * (most - fewest + 1)
+                wanted = more >= draw - fewest + 1
+            images = self._run(self._program, images, out, ids, (*key, draw), wanted=wanted)
         return images
 
     def _run(
         self,
         program: Program,
         images: Images,
+        out: Images,
         ids: Ids,
         key: Key,
+        *,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Images:
-        """Draws a chain per image and applies it, one position of all chains at a time."""
+        """Draws a chain per image and applies it, one position of all chains at a time.
+
+        Returns `out`, which may be `images`; where there is nothing to do, `images` as they are.
+        """
         if program.length == 0:
             return images
         chosen = program.choose(ids, key)
         if wanted is not None:
             chosen = np.where(wanted, chosen, NOTHING)
-        order = np.arange(len(ids))  # which image each row of `images` is by now
         rows = _rows_of(images, BLOCK)
+        together = warps_together(images, self._resampling)
+        alone = len(program.kinds) - (len(program.moves) if together else 0)
         for position in range(program.length):
             now = (*key, position)
-            kinds, magnitudes = program.step(chosen[order], position, ids[order], now)
-            by_kind = np.argsort(kinds, kind="stable")
-            order, kinds, magnitudes = order[by_kind], kinds[by_kind], magnitudes[by_kind]
-            images = images.index_select(0, upload(by_kind, images.device))
+            kinds, magnitudes = program.step(chosen, position, ids, now)
+            order = np.argsort(kinds, kind="stable")
+            kinds, magnitudes = kinds[order], magnitudes[order]
+            source, target = InOrder(images, order), InOrder(out, order)
             starts = np.searchsorted(kinds, np.arange(len(program.kinds) + 1)).tolist()
-            alone = len(program.kinds)
-            if warps_together(images, self._resampling):
-                alone -= len(program.moves)
-            done = [images[: starts[0]]]  # NOTHING sorts first
+            if images is not out:  # NOTHING sorts first
+                target[: starts[0]] = source[: starts[0]]
             for kind, start, stop in zip(program.kinds[:alone], starts, starts[1:], strict=False):
                 for block in _blocks(start, stop, rows):
                     placed = places(kind, ids[order[block]], now) if kind.places else NO_PLACES
                     drawn = Drawn(magnitudes[block], placed, self._resampling)
-                    done.append(kind.kernel(images[block], drawn))
+                    target[block] = kind.kernel(source[block], drawn)
             for block in _blocks(starts[alone], len(images), rows):
-                moves = [program.moves[kind - alone] for kind in kinds[block].tolist()]
+                moves = [*map(program.moves.__getitem__, (kinds[block] - alone).tolist())]
                 drawn = Drawn(magnitudes[block], NO_PLACES, self._resampling)
-                done.append(warped(images[block], drawn, moves))
-            images = torch.cat(done)
-        return images.index_select(0, upload(np.argsort(order), images.device))
+                target[block] = warped(source[block], drawn, moves)
+            images = out
+        return out
 
     def _check_size(self, size: torch.Size) -> None:
         """Says once what a policy that was found at another size does at this one."""
@@ -254,21 +258,34 @@ def blend_weights(width: int, alpha: float, ids: Ids, key: Key) -> npt.NDArray[n
     return np.concatenate([share[:, None], others], axis=1)
 
 
-def _check(images: Tensor, labels: Tensor, num_classes: int) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4:
+def _check(images: Any, labels: Any, sample_ids: Any, num_classes: int) -> None:
+    # A user's loop runs no type checker, and whoever has numpy arrays is to read of tensors.
+    if not _is_tensor(images, torch.uint8) or images.ndim != 4:
         raise ValueError(
-            f"images must be uint8 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
+            f"images must be a uint8 tensor of shape (N, C, H, W), got {_in_words(images)}"
         )
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}")
-    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels must be int64 of shape ({len(images)},), got {labels.dtype} "
-            f"{tuple(labels.shape)}"
-        )
-    if len(labels) == 0:
-        raise ValueError("the batch is empty")
+    if 0 in images.shape:
+        what = "the batch is empty" if len(images) == 0 else "the images have no pixels"
+        raise ValueError(f"{what}: images of shape {tuple(images.shape)}")
+    for name, numbers in (("labels", labels), ("sample_ids", sample_ids)):
+        if not _is_tensor(numbers, torch.int64) or numbers.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name} must be an int64 tensor of shape ({len(images)},), got "
+                f"{_in_words(numbers)}"
+            )
     if not labels.is_cuda and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
             f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}"
         )
+
+
+def _is_tensor(value: Any, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -35,7 +35,8 @@ class Program:
                 self._operation_at[row, column] = operations.index(operation)
         self._probability = np.array([o.probability for o in operations])
         self._signed = np.array([o.kind.signed for o in operations])
-        self._kind = np.array([self.kinds.index(o.kind) for o in operations])
+        # In 16 bits, which numpy sorts by their digits.
+        self._kind = np.array([self.kinds.index(o.kind) for o in operations], dtype=np.int16)
         values = [_values(o) for o in operations]
         self._bins = np.array([len(v) for v in values])
         self._magnitude = np.zeros((len(operations), max(self._bins, default=1)))
@@ -52,23 +53,23 @@ class Program:
 
     def step(
         self, chosen: npt.NDArray[np.intp], position: int, ids: Ids, key: Key
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
         """Which of `kinds` is applied to each image, or NOTHING, and at what signed magnitude."""
         operation = self._operation_at[chosen, position]
         applied = operation != NOTHING
-        applied &= randomness.uniform(ids, *key, "probability") < self._probability[operation]
-        drawn = randomness.uniform(ids, *key, "magnitude") * self._bins[operation]
-        magnitudes = self._magnitude[operation, drawn.astype(np.intp)]
-        if self._signed.any():
-            negative = randomness.uniform(ids, *key, "sign") < 0.5
-            magnitudes = np.where(negative & self._signed[operation], -magnitudes, magnitudes)
+        stages = "probability", "magnitude", "sign"
+        coin, place, sign = randomness.uniforms(ids, *key, stages=stages)
+        applied &= coin < self._probability[operation]
+        bins = (place * self._bins[operation]).astype(np.intp)
+        magnitudes = self._magnitude[operation, bins]
+        negative = self._signed[operation] & (sign < 0.5)
+        magnitudes = np.where(negative, -magnitudes, magnitudes)
         return np.where(applied, self._kind[operation], NOTHING), magnitudes
 
 
 def places(kind: OperationKind, ids: Ids, key: Key) -> npt.NDArray[np.float64]:
     """The numbers from [0, 1) that place boxes and crops, float64 (N, kind.places)."""
-    columns = [randomness.uniform(ids, *key, kind.name, index) for index in range(kind.places)]
-    return np.stack(columns, axis=1)
+    return randomness.uniforms(ids, *key, kind.name, stages=range(kind.places)).T
 
 
 def _values(operation: Operation) -> npt.NDArray[np.float64]:

@@ -14,20 +14,19 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int16, Int64
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, pad
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from spaces.kernels import Drawn, Images, Kernel, Numbers, Resampling, stream_of, upload
 
-# TrivialAugment has 62 maps for each of five operations: 26 MB at 96x96 pixels of 9 bytes, and at
-# 224x224 pixels of 5 bytes 47 MB, since large translations copy rectangles instead.
-LARGEST_MAP = 224 * 224
-LARGEST_WIDE_MAP = 96 * 96  # up to here in 64 bits, which is what a gather takes
+LARGEST_MAP = 2**16 - 1  # pixels, so that 16 bits tell each of them and one beyond
+# TrivialAugment has 62 maps for each of five operations: 5 MB at 64x64 pixels. At 224x224 three of
+# them need 19 MB, since large translations copy rectangles instead.
 MAP_BUDGET = 48 * 2**20  # bytes per process, image size and device
-RECTANGLES_FROM = 128 * 128  # pixels: from here on a rectangle is copied faster than gathered
+RECTANGLES_FROM = 96 * 96  # pixels: from here on a rectangle is copied faster than gathered
 
 Wholes = npt.NDArray[np.int64]
 # Where the pixel at (x, y, 1) of the result comes from, in pixels from the centre: a 2x3 matrix.
@@ -139,7 +138,7 @@ def warped(images: Images, drawn: Drawn, moves: Sequence[Move]) -> Images:
         values = _sampled(images.float(), matrices, drawn.resampling)
         return (values if nearest else values.round_()).to(torch.int16).to(torch.uint8)
     maps = _maps(height, width, images.device, stream_of(images.device))
-    return _gathered(images, *maps.of(warps), drawn.resampling.fill)
+    return _gathered(images, maps.of(warps), drawn.resampling.fill)
 
 
 def _sampled(
@@ -175,16 +174,11 @@ def _pixels(height: int, width: int, device: torch.device, _: int) -> Float[Tens
     return grid.view(1, height * width, 3)
 
 
-def _gathered(
-    images: Images, source: Int[Tensor, "n hw"], inside: UInt8[Tensor, "n hw"], fill: int
-) -> Images:
-    """The pixels at `source` where `inside` is 255, the fill colour where it is 0."""
-    flat = images.flatten(start_dim=2)
-    inside = inside.unsqueeze(1)
-    out = flat.gather(2, source.long().unsqueeze(1).expand_as(flat)).bitwise_and_(inside)
-    if fill:
-        out |= inside.bitwise_not().bitwise_and_(fill)
-    return out.view_as(images)
+def _gathered(images: Images, source: Int64[Tensor, "n hw"], fill: int) -> Images:
+    """The pixel at `source` for every pixel; the number of pixels stands for the fill colour."""
+    flat = pad(images.flatten(start_dim=2), (0, 1), value=fill)
+    places = source.unsqueeze(1).expand(-1, flat.shape[1], -1)
+    return flat.gather(2, places).view_as(images)
 
 
 class IndexMaps:
@@ -192,48 +186,54 @@ class IndexMaps:
 
     def __init__(self, height: int, width: int, device: torch.device) -> None:
         self._size, self._device = (height, width), device
-        wide = height * width <= LARGEST_WIDE_MAP
-        self._number = torch.int64 if wide else torch.int32
         self._lock = Lock()  # loaders may run in threads
-        self._capacity = max(MAP_BUDGET // ((9 if wide else 5) * height * width), 1)
+        self._capacity = max(MAP_BUDGET // (2 * height * width), 1)
         self._forget()
 
-    def of(self, warps: Sequence[Warp]) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
-        """A map per warp: the pixel that each pixel comes from, and 255 where there is one."""
+    def of(self, warps: Sequence[Warp]) -> Int64[Tensor, "n hw"]:
+        """A map per warp: the pixel that each pixel comes from, or their number for none."""
         # Made in inference mode, the maps could not be added to outside it.
         with self._lock, torch.inference_mode(mode=False):
-            return self._of(warps)
+            return self._of(warps).view(torch.uint16).long()
 
-    def _of(self, warps: Sequence[Warp]) -> tuple[Int[Tensor, "n hw"], UInt8[Tensor, "n hw"]]:
-        missing = [warp for warp in dict.fromkeys(warps) if warp not in self._row_of]
+    def _of(self, warps: Sequence[Warp]) -> Int16[Tensor, "n hw"]:
+        rows = [*map(self._row_of.get, warps)]
+        if None in rows:
+            if not self._add([*dict.fromkeys(warps)]):
+                return self._made(warps)
+            rows = [*map(self._row_of.get, warps)]
+        return self._source.index_select(0, upload(np.array(rows), self._device))
+
+    def _add(self, warps: Sequence[Warp]) -> bool:
+        """Makes the maps that are missing, in the place of all others if need be; False where there
+        is no room for so many."""
+        missing = [warp for warp in warps if warp not in self._row_of]
         if len(self._row_of) + len(missing) > self._capacity:
             self._forget()
-            missing = list(dict.fromkeys(warps))
+            missing = [*warps]
         if len(missing) > self._capacity:
-            return self._made(warps)
-        if missing:
-            first = len(self._row_of)
-            self._row_of.update({warp: first + index for index, warp in enumerate(missing)})
-            new = slice(first, first + len(missing))
-            self._source[new], self._inside[new] = self._made(missing)
-        rows = upload(np.array([self._row_of[warp] for warp in warps]), self._device)
-        return self._source.index_select(0, rows), self._inside.index_select(0, rows)
+            return False
+        first = len(self._row_of)
+        self._source[first : first + len(missing)] = self._made(missing)
+        self._row_of.update({warp: first + index for index, warp in enumerate(missing)})
+        return True
 
     def _forget(self) -> None:
         self._row_of: dict[Warp, int] = {}
-        # The system hands this memory out as it is written.
+        # The system hands this memory out as it is written. Torch selects signed numbers alone on
+        # every device, so what is stored is the bits of the unsigned ones.
         room = self._capacity, self._size[0] * self._size[1]
-        self._source = torch.empty(room, dtype=self._number, device=self._device)
-        self._inside = torch.empty(room, dtype=torch.uint8, device=self._device)
+        self._source = torch.empty(room, dtype=torch.int16, device=self._device)
 
-    def _made(self, warps: Sequence[Warp]) -> tuple[Int[Tensor, "m hw"], UInt8[Tensor, "m hw"]]:
+    def _made(self, warps: Sequence[Warp]) -> Int16[Tensor, "m hw"]:
         # Numbers from 1, so that 0 is what was filled in; float32 holds all of them exactly.
         height, width = self._size
-        numbers = torch.arange(1, height * width + 1, dtype=torch.float32, device=self._device)
+        count = height * width
+        numbers = torch.arange(1, count + 1, dtype=torch.float32, device=self._device)
         images = numbers.view(1, 1, height, width).expand(len(warps), -1, -1, -1)
         matrices = [move(magnitude, height, width) for move, magnitude in warps]
-        found = _sampled(images, matrices, Resampling()).flatten(1).to(self._number)
-        return (found - 1).clamp_(min=0), found.gt(0).to(torch.uint8).neg_()
+        found = _sampled(images, matrices, Resampling()).flatten(1)
+        return found.sub_(1).masked_fill_(found.lt(0), count).to(torch.int32).to(torch.int16)
 
 
 @lru_cache(maxsize=4)
@@ -261,9 +261,9 @@ def crop(images: Images, drawn: Drawn) -> Images:
     rows = upload(top[:, None] + np.arange(height), images.device)
     columns = upload(left[:, None] + np.arange(width), images.device)
     inside_y, inside_x = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
-    source = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
-    inside = (inside_y[:, :, None] & inside_x[:, None]).to(torch.uint8).neg_()
-    return _gathered(images, source.flatten(1), inside.flatten(1), drawn.resampling.fill)
+    source = rows[:, :, None] * width + columns[:, None]
+    source.masked_fill_(~(inside_y[:, :, None] & inside_x[:, None]), height * width)
+    return _gathered(images, source.flatten(1), drawn.resampling.fill)
 
 
 def _whole(place: Numbers, highest: Numbers | Wholes | int) -> Wholes:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -48,7 +48,30 @@ def upload(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    return tensor if device.type == "cpu" else tensor.to(device)
+
+
+class InOrder:
+    """The images of a contiguous batch in another order, read and written where they are.
+
+    On the host numpy copies them, in half the time that torch takes.
+    """
+
+    def __init__(self, images: Images, order: npt.NDArray[np.intp]) -> None:
+        self._images, self._order = images, order
+        self._host = images.numpy() if images.device.type == "cpu" else None
+        self._device_order = upload(order, images.device)
+
+    def __getitem__(self, part: slice) -> Images:
+        if self._host is None:
+            return self._images.index_select(0, self._device_order[part])
+        return torch.from_numpy(self._host.take(self._order[part], axis=0))
+
+    def __setitem__(self, part: slice, images: Images) -> None:
+        if self._host is None:
+            self._images.index_copy_(0, self._device_order[part], images)
+        else:
+            self._host[self._order[part]] = images.numpy()
 
 
 def stream_of(device: torch.device) -> int:
@@ -164,22 +187,28 @@ def autocontrast(images: Images, _: Drawn) -> Images:
 def equalize(images: Images, _: Drawn) -> Images:
     """Equalises every channel's histogram, as Pillow does."""
     n, c, height, width = images.shape
-    bins = torch.arange(n * c, device=images.device).mul_(256).view(n, c, 1)
-    at = images.flatten(start_dim=2).long().add_(bins).view(-1)  # in histogram and table alike
-    ones = torch.ones(at.numel(), dtype=torch.int32, device=images.device)
-    histogram = torch.zeros(n * c * 256, dtype=torch.int32, device=images.device)
-    histogram = histogram.scatter_add_(0, at, ones).view(n, c, 256)
-    brightest = histogram.gather(-1, images.flatten(start_dim=2).amax(-1, keepdim=True).long())
+    bins = torch.arange(n * c, dtype=torch.int32, device=images.device).mul_(256)
+    flat = images.flatten(start_dim=2)
+    at = flat.int().add_(bins.view(n, c, 1)).view(-1)  # in histogram and table alike
+    histogram = _counts(at, n * c * 256).view(n, c, 256)
+    brightest = histogram.gather(-1, flat.amax(-1, keepdim=True).long())
     step = (height * width - brightest).div_(255, rounding_mode="floor")
+    # Where there are too few pixels for a step, every value stays, as if there were one of each.
+    enough = step.clamp(max=1)
+    histogram.mul_(enough).add_(1 - enough)
+    step.clamp_(min=1)
+    below = histogram.cumsum(-1, dtype=torch.int32).sub_(histogram).add_(step // 2)
     # Whole numbers far below 2^24, so that float division, several times as fast, floors alike.
-    below = histogram.float().cumsum_(dim=-1).add_(step // 2)
-    table = _to_uint8(below.div_(step.clamp(min=1)))
-    table = torch.nn.functional.pad(table[..., :-1], (1, 0))
-    # Where there are too few pixels for a step, every value stays.
-    stays = step.eq(0).view(torch.uint8)
-    as_it_is = torch.arange(256, dtype=torch.uint8, device=images.device)
-    table.mul_(1 - stays).add_(stays * as_it_is)
-    return table.view(1, -1).gather(1, at.unsqueeze(0)).view_as(images)
+    table = _to_uint8(below.float().div_(step))
+    return table.view(-1).index_select(0, at).view_as(images)
+
+
+def _counts(places: Int32[Tensor, " m"], bins: int) -> Int32[Tensor, " b"]:
+    """How often each of 0..bins-1 occurs; on a GPU without bincount, for which the host waits."""
+    if places.device.type == "cpu":
+        return torch.bincount(places, minlength=bins).int()
+    counts = torch.zeros(bins, dtype=torch.int32, device=places.device)
+    return counts.scatter_add_(0, places.long(), torch.ones_like(places))
 
 
 def invert(images: Images, _: Drawn) -> Images:

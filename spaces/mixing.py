@@ -68,7 +68,7 @@ def _mixed_per_image(images: Tensor, targets: Tensor, mixing: Mixing, ids: Ids, 
         weight = upload(shares.astype(np.float32), images.device).view(-1, 1, 1, 1)
         images = torch.lerp(partners.float(), images.float(), weight).round_().to(torch.uint8)
     else:
-        corners = np.stack([randomness.uniform(ids, *key, axis) for axis in ("y", "x")], axis=1)
+        corners = randomness.uniforms(ids, *key, stages=("y", "x")).T
         edges, shares = cutmix_boxes(shares, corners, *images.shape[-2:])
         edges, shares = np.where(mixed, edges, 0), np.where(mixed, shares, 1.0)
         inside = box_mask(upload(edges, images.device), *images.shape[-2:])

@@ -8,7 +8,8 @@ which batches, workers or trials run does not matter. The mixing function is Spl
 
 import hashlib
 import operator
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +20,29 @@ _WORD = 2**64 - 1
 
 def key(*parts: int | str) -> int:
     """A 64-bit key for `parts`; the same in every process and on every machine."""
-    state = 0
-    for part in parts:  # plain integers: numpy takes ten times as long over a single number
-        state = (state ^ _as_word(part)) + _GOLDEN & _WORD
-        state = (state ^ state >> 30) * _FIRST & _WORD
-        state = (state ^ state >> 27) * _SECOND & _WORD
-        state ^= state >> 31
-    return state
+    return reduce(_extended, parts, 0)
+
+
+def _extended(state: int, part: int | str) -> int:
+    # Plain integers: numpy takes ten times as long over a single number.
+    state = (state ^ _as_word(part)) + _GOLDEN & _WORD
+    state = (state ^ state >> 30) * _FIRST & _WORD
+    state = (state ^ state >> 27) * _SECOND & _WORD
+    return state ^ state >> 31
 
 
 def uniform(sample_ids: npt.NDArray[np.int64], *parts: int | str) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per sample id, shape (N,), float64, from (sample id, *parts)."""
-    words = _mixed(np.uint64(key(*parts)) ^ _mixed(sample_ids.astype(np.uint64)))
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _fractions(np.uint64(key(*parts)), sample_ids)
+
+
+def uniforms(
+    sample_ids: npt.NDArray[np.int64], *parts: int | str, stages: Sequence[int | str]
+) -> npt.NDArray[np.float64]:
+    """A row of `uniform` for each of `stages`, which end its key: (len(stages), N)."""
+    common = key(*parts)
+    keys = np.array([_extended(common, stage) for stage in stages], dtype=np.uint64)
+    return _fractions(keys[:, None], sample_ids)
 
 
 def gamma(
@@ -41,9 +52,9 @@ def gamma(
     Dirichlet(shape, ...), two of them Beta(shape, shape)."""
     from scipy.special import gammaincinv  # a tenth of a second that few policies need
 
-    draws = [uniform(sample_ids, *parts, index) for index in range(count)]
+    draws = uniforms(sample_ids, *parts, stages=range(count)).T
     # A draw of exactly 0 would make a sum of zeros possible.
-    return np.stack([gammaincinv(shape, np.maximum(u, 2.0**-53)) for u in draws], axis=1)
+    return gammaincinv(shape, np.maximum(draws, 2.0**-53))
 
 
 def generator(*parts: int | str) -> np.random.Generator:
@@ -51,10 +62,19 @@ def generator(*parts: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key(*parts)))
 
 
+def _fractions(
+    keys: np.uint64 | npt.NDArray[np.uint64], sample_ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    words = _mixed(keys ^ _mixed(sample_ids.astype(np.uint64)))
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     words = words + np.uint64(_GOLDEN)  # modulo 2^64 is the algorithm, not an accident
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(_FIRST)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(_SECOND)
+    words ^= words >> np.uint64(30)
+    words *= np.uint64(_FIRST)
+    words ^= words >> np.uint64(27)
+    words *= np.uint64(_SECOND)
     return words ^ (words >> np.uint64(31))
 
 

@@ -1,6 +1,8 @@
 """The engine: every image its own operations, the same draws for the same key."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -222,8 +224,9 @@ def test_memory_layout_does_not_matter(layout):
 @pytest.mark.parametrize(
     ("images", "labels", "sentence"),
     [
-        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), "images must be uint8"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2]), "images must be uint8"),
+        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), "images must be a uint8 tensor"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2]), r"got torch.uint8 \(3,"),
+        (torch.zeros(2, 3, 8, 0, dtype=torch.uint8), torch.tensor([0, 1]), "no pixels"),
         (torch.zeros(2, 4, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), "1 or 3 channels"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), r"shape \(2,\)"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0.0, 1.0]), "int64"),
@@ -240,8 +243,39 @@ def test_what_is_no_batch_is_refused(images, labels, sentence):
 
 def test_as_many_sample_ids_as_images():
     images, labels = batch()
-    with pytest.raises(ValueError, match="12 images need as many sample_ids, got 4"):
+    sentence = r"sample_ids must be an int64 tensor of shape \(12,\), got torch.int64 \(4,\)"
+    with pytest.raises(ValueError, match=sentence):
         scheme("none").augmenter(10)(images, labels, epoch=0, sample_ids=torch.arange(4))
+
+
+NUMPY = """
+import numpy as np, torch
+from spaces import scheme
+augment = scheme("none").augmenter(10)
+images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1])
+for batch in ((images.numpy(), labels), (images, labels.numpy()), (images, [0, 1])):
+    try:
+        augment(*batch)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_numpy_arrays_are_named(repo_root):
+    # In a process of its own, since the suite's type checker is faster than the sentence.
+    done = subprocess.run(
+        [sys.executable, "-c", NUMPY], cwd=repo_root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        "images must be a uint8 tensor of shape (N, C, H, W), got numpy.ndarray",
+        "labels must be an int64 tensor of shape (2,), got numpy.ndarray",
+        "labels must be an int64 tensor of shape (2,), got list",
+    ]
+
+
+def test_as_many_classes_as_one():
+    with pytest.raises(ValueError, match="num_classes must be 1 or more, got 0"):
+        scheme("none").augmenter(0)
 
 
 def test_inference_mode_leaves_nothing_behind_that_cannot_be_used_outside_it():

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from spaces import geometry
 from spaces.errors import UserError
 from spaces.geometry import (
-    MAP_BUDGET,
     MOVES,
     IndexMaps,
     Warp,
@@ -129,6 +129,14 @@ def test_photographs(name):
     for size in ((224, 224), (231, 190)):
         images = pictures(len(magnitudes), 3, *size)
         assert_equal_to_torchvision(images, name, magnitudes, Resampling())
+
+
+@pytest.mark.parametrize("name", WARPS)
+@pytest.mark.parametrize("size", [(255, 257), (256, 256)])  # the largest index map, and none
+def test_warps_at_the_end_of_index_maps(name, size):
+    magnitudes = every_magnitude(OPERATIONS[name])[::11]
+    images = pictures(len(magnitudes), 3, *size)
+    assert_equal_to_torchvision(images, name, magnitudes, Resampling(fill=77))
 
 
 @pytest.mark.parametrize(
@@ -273,16 +281,15 @@ def turns(degrees: np.ndarray) -> list[Warp]:
     return [(MOVES[rotate], angle) for angle in degrees.tolist()]
 
 
-def test_index_maps_stay_within_their_budget():
-    maps = IndexMaps(224, 224, torch.device("cpu"))
-    for start in range(0, 600, 40):  # three times as many maps as fit
-        angles = turns(np.arange(start, start + 40) / 10)
-        source, _ = maps.of(angles)
-        assert torch.equal(source, maps.of(angles)[0])
-    assert maps._source.nbytes + maps._inside.nbytes <= MAP_BUDGET
-    many = turns(np.arange(400) / 10)
-    small = IndexMaps(224, 224, torch.device("cpu"))
-    assert torch.equal(small.of(many)[0][:5], maps.of(many[:5])[0])
+def test_index_maps_stay_within_their_budget(monkeypatch):
+    monkeypatch.setattr(geometry, "MAP_BUDGET", 2**20)
+    maps = IndexMaps(96, 96, torch.device("cpu"))
+    for start in range(0, 180, 20):  # three times as many maps as fit
+        angles = turns(np.arange(start, start + 20) / 10)
+        assert torch.equal(maps.of(angles), maps.of(angles))
+    assert maps._source.nbytes <= 2**20
+    many = turns(np.arange(100) / 10)  # more than fit at once
+    assert torch.equal(IndexMaps(96, 96, torch.device("cpu")).of(many)[:5], maps.of(many[:5]))
 
 
 @given(
