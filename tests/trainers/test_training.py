@@ -174,20 +174,18 @@ def test_without_curvature_every_delta_stays_zero(build):
     assert set(deltas(trainer)) == {0.0}
 
 
-@pytest.mark.parametrize("done", [1, 2])
 def test_a_student_resumed_between_updates_of_curvature_equals_an_uninterrupted_one(
-    build, tmp_path, done
+    build, tmp_path
 ):
     whole = build(epochs=4, curvature_every=2)
     expected = figures(whole)
     assert any(deltas(whole))
     interrupted = build(epochs=4, curvature_every=2)
-    for _ in zip(range(done), interrupted.epochs(), strict=False):
-        pass
+    next(interrupted.epochs())
     torch.save(interrupted.state_dict(), tmp_path / "state.pt")
     resumed = build(epochs=4, curvature_every=2)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert figures(resumed) == expected[done:]
+    assert figures(resumed) == expected[1:]
     assert deltas(resumed) == deltas(whole)
 
 
