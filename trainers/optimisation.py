@@ -153,7 +153,9 @@ class TrainingRecipe(Frozen):
         Literal["float32", "bfloat16", "float16"],
         Field(description="of convolutions and matrix products in training, by autocast"),
     ] = "float32"
-    channels_last: Annotated[bool, Field(description="the order of memory, not a result")] = False
+    channels_last: Annotated[
+        bool, Field(description="weights and images lie so in memory, which GPUs like")
+    ] = False
     compile: Annotated[bool, Field(description="torch.compile, for long runs")] = False
 
     @property

@@ -2,10 +2,10 @@
 
 Where torch.distributed is initialised, every rank augments the whole batch (mixing needs all of
 it), passes its own part through the network, and sums gradients with the others; otherwise there is
-one rank, which does everything. W ranks that accumulate A parts are one process that accumulates
-W A parts, up to the order of sums, with two exceptions. Running statistics of batch norm are means
-over ranks, taken when an epoch ends; on CUDA networks get SyncBatchNorm, which normalises by the
-whole batch at once. What layers draw, dropout for example, is drawn anew for each rank.
+one rank, which does everything. W ranks train as one process does that accumulates W parts, up to
+the order of sums, with two exceptions. Running statistics of batch norm are means over ranks, taken
+when an epoch ends; on CUDA networks get SyncBatchNorm, which normalises by the whole batch at once.
+What layers draw, dropout for example, is drawn anew for each rank.
 """
 
 from collections.abc import Iterable

@@ -174,20 +174,18 @@ def test_without_curvature_every_delta_stays_zero(build):
     assert set(deltas(trainer)) == {0.0}
 
 
-@pytest.mark.parametrize("done", [1, 2])
 def test_a_student_resumed_between_updates_of_curvature_equals_an_uninterrupted_one(
-    build, tmp_path, done
+    build, tmp_path
 ):
     whole = build(epochs=4, curvature_every=2)
     expected = figures(whole)
     assert any(deltas(whole))
     interrupted = build(epochs=4, curvature_every=2)
-    for _ in zip(range(done), interrupted.epochs(), strict=False):
-        pass
+    next(interrupted.epochs())
     torch.save(interrupted.state_dict(), tmp_path / "state.pt")
     resumed = build(epochs=4, curvature_every=2)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert figures(resumed) == expected[done:]
+    assert figures(resumed) == expected[1:]
     assert deltas(resumed) == deltas(whole)
 
 
@@ -261,6 +259,7 @@ def test_one_image_that_is_left_joins_the_batch_before(build):
     """Of 40 in batches of 13; batch norm of one pixel cannot learn from one image."""
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3),
+        nn.Conv2d(4, 4, 3),
         nn.AdaptiveAvgPool2d(1),
         nn.BatchNorm2d(4),
         nn.Flatten(),
