@@ -87,18 +87,26 @@ def convert(policy: Policy, to: str) -> str:
     equal, off = parity(policy, target, body)
     # A name is the user's: it must not end the docstring that it stands in.
     title = f"Augmentation policy {policy}".replace("\\", "/").replace('"', "'")
-    library = f"{to} {version(_DISTRIBUTIONS.get(to, to))}"
+    package = _DISTRIBUTIONS.get(to, to)
+    library = f"{package} {version(package)}"
     header = (
         f'"""{textwrap.shorten(title, 90, placeholder=" ...")}\n\n'
         f"For {library}, written by Augury {version('augury')}; runs without it.\n"
         f"Parity: {100 * equal:.2f} % of pixels equal those of Augury, "
         f"the others differ by {off:.1f} of 255 on\naverage, measured on {PARITY_IMAGES} images of "
-        f'{"x".join(map(str, _size(policy)))} pixels with the same draws.\n"""\n'
+        f"{'x'.join(map(str, _size(policy)))} pixels with the same draws{_left_out(policy)}.\n"
+        '"""\n'
     )
     return header + body
 
 
 _DISTRIBUTIONS = {"python": "pillow"}
+
+
+def _left_out(policy: Policy) -> str:
+    parts = {"blend": policy.blend, "mixing": policy.mixing}
+    found = [name for name, part in parts.items() if part]
+    return f",\nbefore the {' and the '.join(found)}" if found else ""
 
 
 def _refuse(policy: Policy, to: str, target: Target) -> None:

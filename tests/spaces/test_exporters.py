@@ -103,6 +103,8 @@ def test_torchvision_expresses_every_scheme(name, tmp_path):
     image = _images(24, 24)[0]
     out = code["PolicyTransform"](seed=0)(image)
     assert (out.shape, out.dtype) == (image.shape, torch.uint8)
+    header = ast.get_docstring(ast.parse(source))
+    assert ("before the mixing" in header) == bool(scheme(name).mixing)
     if scheme(name).mixing:
         _, targets = code["mixing"](10)(_images(8, 8)[:4].float(), torch.arange(4))
         assert targets.shape == (4, 10)
