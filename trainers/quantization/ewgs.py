@@ -60,7 +60,7 @@ class _Discretize(torch.autograd.Function):
         inside = torch.ops.aten.hardtanh_backward(grad, position, 0, ctx.steps)
         error = torch.sub(position, out.detach(), alpha=ctx.steps)
         # sign(g) g is |g|, and where x was clamped there is no error.
-        slope = torch.addcmul(inside, grad.abs().mul_(delta / ctx.steps), error).div_(span)
+        slope = inside.addcmul_(grad.abs().mul_(delta / ctx.steps), error).div_(span)
         if span.ndim == 0:  # x^ is out and its error
             by_upper = -_dot(slope, position) / ctx.steps
         else:
