@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainers.quantization import integers
 from trainers.quantization.ewgs import EWGSLayer, discretize, update_deltas
 
 DATA = json.loads((Path(__file__).parent.parent / "fixtures" / "ewgs.json").read_text())
@@ -67,6 +68,32 @@ def test_gradients_do_not_depend_on_the_layout_in_memory():
         found.append([out, *torch.autograd.grad(out, inputs, by_out)])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
+
+
+def convolution_in(monkeypatch, most_bits: int) -> list[torch.Tensor]:
+    """Output, gradients and curvatures of a layer; whole numbers are for up to `most_bits`."""
+    monkeypatch.setattr(integers, "MOST_BITS", most_bits)
+    generator = torch.Generator().manual_seed(1)
+    layer = EWGSLayer(nn.Conv2d(16, 8, 3, stride=2, padding=1), 3, 2)
+    for parameter in layer.layer.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.rand(64, 16, 16, 16, generator=generator).requires_grad_()
+    layer.initialise(x.detach())
+    layer.weight_quantizer.delta.fill_(0.1)
+    out = layer(x)
+    gradients = torch.autograd.grad(out.square().mean(), [x, *layer.parameters()])
+    update_deltas(layer, [lambda: layer(x).square().mean()], torch.Generator(), draws=1)
+    deltas = layer.weight_quantizer.delta, layer.activation_quantizer.delta
+    assert all(deltas)
+    return [out.detach(), *gradients, *deltas]
+
+
+@pytest.mark.skipif(not integers.available(), reason="a build of torch without these kernels")
+def test_whole_numbers_give_what_floats_give(monkeypatch):
+    whole, floats = (convolution_in(monkeypatch, bits) for bits in (4, 0))
+    assert not torch.equal(whole[0], floats[0])  # floats round: the two ways were two
+    for found, expected in zip(whole, floats, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def two_layers() -> tuple[nn.Sequential, torch.Tensor]:

@@ -20,10 +20,14 @@ class BasicBlock(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        shortcut = x[:, :, :: self.stride, :: self.stride]
+        return F.relu(out + self.shortcut(x))
+
+    def shortcut(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d i j"]:
+        """Every pixel in `stride`, with channels of zeros around the others."""
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
         before = self.padding // 2
-        shortcut = F.pad(shortcut, (0, 0, 0, 0, before, self.padding - before))
-        return F.relu(out + shortcut)
+        return F.pad(x, (0, 0, 0, 0, before, self.padding - before)) if self.padding else x
 
 
 class CifarResNet(nn.Module):

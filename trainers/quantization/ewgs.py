@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trainers.quantization import integers
 from trainers.quantization.layer import (
     Grid,
     QuantizedLayer,
@@ -60,7 +61,7 @@ class _Discretize(torch.autograd.Function):
         inside = torch.ops.aten.hardtanh_backward(grad, position, 0, ctx.steps)
         error = torch.sub(position, out.detach(), alpha=ctx.steps)
         # sign(g) g is |g|, and where x was clamped there is no error.
-        slope = torch.addcmul(inside, grad.abs().mul_(delta / ctx.steps), error).div_(span)
+        slope = inside.addcmul_(grad.abs().mul_(delta / ctx.steps), error).div_(span)
         if span.ndim == 0:  # x^ is out and its error
             by_upper = -_dot(slope, position) / ctx.steps
         else:
@@ -179,7 +180,13 @@ class EWGSLayer(QuantizedLayer):
         # The scale is multiplied into the weights, of which there are fewer than outputs.
         scale = self.output_factor()
         bias = None if self.layer.bias is None else scale * self.layer.bias
-        return self.operate(activation, scale * weight, bias)
+        bits = self.weight_quantizer.bits, self.activation_quantizer.bits
+        if not integers.fits(self.layer, x, *bits):
+            return self.operate(activation, scale * weight, bias)
+        assert isinstance(self.layer, nn.Conv2d)
+        steps = 2 ** bits[1] - 1, 2 ** bits[0] - 1
+        out = integers.convolved(self.layer, activation, weight, scale, steps)
+        return out if bias is None else out + bias.view(-1, 1, 1)
 
     def output_factor(self) -> Tensor:
         return self.output_scale.abs()
