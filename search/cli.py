@@ -1,10 +1,12 @@
 """The command line: parse, call, print. Everything heavy is imported inside the commands."""
 
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +14,11 @@ from rich.console import Console
 from search.options import Config, Json, Overrides, Quiet, print_json
 from search.student_cli import student
 from search.teacher_cli import teacher
+
+if TYPE_CHECKING:
+    from search.progress import Listener
+    from search.run import SearchResult
+    from search.run_folder import RunFolder
 
 app = typer.Typer(
     help="Find the data augmentation under which a low-bit student ends up best.",
@@ -62,26 +69,60 @@ def search(
     folder = RunFolder(run or Path("runs") / name)
     folder.require_new()
 
+    from search.run import run_search
+
+    _searched(lambda listen: run_search(settings, folder, listen), folder, as_json, quiet)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a search that was stopped, or finished.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Probes in all, to go on with a finished search.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a search, whatever ended it.
+
+    Trials that ended are kept, trials that were running go on from their last epoch. What
+    [b]search.trials[/b], [b]promotion[/b] and [b]cluster[/b] say in the run's config.yaml may be
+    changed before.
+    """
+    from search.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+
+    from search.run import resume_search
+
+    _searched(lambda listen: resume_search(folder, listen, trials), folder, as_json, quiet)
+
+
+def _searched(
+    go: "Callable[[Listener], SearchResult]", folder: "RunFolder", as_json: bool, quiet: bool
+) -> None:
+    """Lets a search go and prints what it found, or why it ended and how it can go on."""
+    from search.config import load_config
     from search.console import print_result, progress
     from search.results import read_parquet
-    from search.run import SearchFailedError, run_search
+    from search.run import SearchFailedError
 
     try:
         with progress(quiet=quiet) as listen:
-            result = run_search(settings, folder, listen)
+            result = go(listen)
     except SearchFailedError as error:
         _complain(f"{error}; what was found is in {folder.policies}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        kept = folder.policies.exists()
-        _complain("stopped" + (f"; finished probes are in {folder.policies}" if kept else ""))
+        go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
+        _complain("stopped" + (go_on if folder.marker.exists() else ""))
         raise typer.Exit(130) from None
     if as_json:
         rows = read_parquet(folder.policies).to_pylist()
         verdict = result.verdict.as_dict()
         print_json({"run": str(folder.path), "verdict": verdict, "policies": rows})
     else:
-        print_result(result, settings)
+        print_result(result, load_config(folder.config))
 
 
 @app.command()

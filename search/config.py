@@ -144,6 +144,20 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Sear
     return config
 
 
+def differences(before: SearchConfig, now: SearchConfig) -> dict[str, str]:
+    """`search.trials is 20, was 10`, by the keys whose values differ."""
+    flat = [_flat(config.model_dump(mode="json")) for config in (before, now)]
+    keys = [key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)]
+    return {key: f"{key} is {flat[1].get(key)!r}, was {flat[0].get(key)!r}" for key in keys}
+
+
+def _flat(content: Any, above: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {above: content}
+    parts = [_flat(value, f"{above}.{key}" if above else key) for key, value in content.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
 # Beside its own errors, the reader passes on those of dates and numbers that are none.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 

@@ -1,8 +1,8 @@
 """A search from its config to its verdict: data, teacher, probes, promotion, files."""
 
-import dataclasses
 import json
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from search.cluster import connected
-from search.config import SearchConfig
+from search.config import SearchConfig, differences, load_config
 from search.explore import explore
+from search.ledger import Ledger, Trial, opened
 from search.progress import Listener
 from search.promote import Promoted, promote, select
 from search.results import (
@@ -27,13 +28,16 @@ from search.results import (
     write_parquet,
 )
 from search.run_folder import RunFolder, write_text
-from search.trainable import Shared
+from search.trainable import Shared, checkpoint
 from search.verdict import Candidate, Verdict, decide
-from spaces import Policy, PolicySpace, scheme
+from spaces import Policy, PolicySpace
+from spaces.atomic_write import atomic_write
+from spaces.errors import UserError
 from trainers.datasets import ImageSplits, load_splits
-from trainers.models import network_for
-from trainers.student import StudentTrainer
-from trainers.teacher import cached_teacher, frozen, teacher_hash
+from trainers.teacher import cached_teacher, teacher_hash
+
+# What a run can be resumed with another value of: the rest would change what its trials mean.
+MAY_CHANGE = ("cluster.", "promotion.", "search.trials")
 
 
 class SearchFailedError(Exception):
@@ -53,16 +57,44 @@ class SearchResult:
 def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
     """Runs the whole search and writes its folder.
 
-    Raises UserError before anything is written where `config` cannot work, and SearchFailedError
-    where every probe or every student failed; finished trials are in the folder all the same.
+    Raises UserError before anything is written where `config` cannot work, SearchFailedError where
+    every probe or every student failed, and Interrupted where it was asked to stop. What was done
+    is in the folder all the same, and `resume_search` goes on with it.
     """
     folder.require_new()
+    return _search(config, folder, listen)
+
+
+def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None) -> SearchResult:
+    """Goes on with the search in `folder`, up to `trials` probes where that is given.
+
+    What is done stays as it is, what was begun goes on from its last epoch, and with one trial at
+    a time the result is what it would have been without a break. Raises UserError where the config
+    or the data are no longer what they were, and otherwise what `run_search` raises.
+    """
+    config, began_with = load_config(folder.config), folder.read_marker()["config"]
+    found = differences(SearchConfig.model_validate(began_with), config)
+    changed = [said for key, said in found.items() if not key.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(
+            f"{folder.config} is not what the run began with: {'; '.join(changed)}: "
+            "change it back, or start another run"
+        )
+    if trials is not None:
+        if trials < config.search.trials:
+            raise UserError(f"--trials {trials}: the run has {config.search.trials} already")
+        search = config.search.model_copy(update={"trials": trials})
+        config = config.model_copy(update={"search": search})
+        write_text(folder.config, config.to_yaml())
+    return _search(config, folder, listen)
+
+
+def _search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
     splits = load_splits(config.data)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
     first = config.search.first()
     space = space.including(first)
     start = config.student.start(splits)
-    _rehearse(config, splits, start)
     for note in splits.notes:
         listen.note(note)
     with connected(config.cluster) as dashboard:
@@ -70,73 +102,145 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
             listen.note(f"Ray dashboard: {dashboard}")
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
-        teacher = cached_teacher(splits, config.teacher)
-        made_by = _made_by(config, splits)
-        folder.create(config.to_yaml(), made_by)
-        ledger = _Ledger(config, folder, made_by)
-        shared = Shared.put(config, splits, teacher, start)
-        rows = _probe(config, shared, space, first, ledger=ledger, listen=listen)
-        promoted = _promote(config, shared, rows, folder, listen)
-    verdict = decide(promoted.candidates, promoted.failures)
-    rows = _with_promoted(rows, promoted.candidates)
-    ledger.write(rows, verdict)
-    write_text(folder.verdict, json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False) + "\n")
-    verdict.winner.policy.save(folder.best_policy)
+        teacher = _teacher(config, splits, folder)
+        made_by = _marked(config, splits, folder, teacher)
+        with opened(folder.ledger) as ledger:
+            run = _Run(config, folder, ledger, made_by, listen)
+            shared = Shared.put(config, splits, teacher, start, checkpoints=folder.checkpoints)
+            rows = run.probe(shared, space, first)
+            promoted = run.promote(shared, rows)
+            verdict = decide(promoted.candidates, promoted.failures)
+            rows = _with_promoted(rows, promoted.candidates)
+            run.finish(rows, verdict)
     return SearchResult(folder, rows, promoted.candidates, verdict)
 
 
-def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None) -> None:
-    """Makes a student as probes will, of an untrained teacher; raises UserError where its layers
-    cannot be quantized, or not be compared by its loss."""
-    one = dataclasses.replace(splits, validation=splits.validation.take(torch.zeros(1).long()))
-    StudentTrainer(
-        teacher=frozen(network_for(config.teacher.architecture, splits, seed=0)),
-        splits=one,
-        policy=scheme("none"),
-        quantization=config.student.quantization,
-        recipe=config.student.recipe,
-        epochs=1,
-        seed=0,
-        network=start,
-    )
+def _teacher(config: SearchConfig, splits: ImageSplits, folder: RunFolder) -> nn.Module:
+    """The teacher, which the run keeps: another machine would train a slightly other one."""
+    kept = {"weights": folder.teacher} if folder.teacher.exists() else {}
+    return cached_teacher(splits, config.teacher.model_copy(update=kept))
 
 
-def _probe(
-    config: SearchConfig,
-    shared: Shared,
-    space: PolicySpace,
-    first: Sequence[Policy],
-    *,
-    ledger: "_Ledger",
-    listen: Listener,
-) -> list[Row]:
-    """The rows of all probes, ranked, each in the ledger as soon as it ended."""
-    objective, mode = config.search.objective, config.search.mode
-    listen.stage("probes", config.search.trials, objective, mode)
-
-    def trial_ended(row: Row) -> None:
-        ledger.add(row)
-        listen.trial_ended(row)
-
-    folder = ledger.folder.tune / "search"
-    found = explore(config, shared, space, first, folder=folder, trial_ended=trial_ended)
-    rows = ranked(found, objective, mode)
-    ledger.write(rows)
-    if all(row.status == FAILED for row in rows):
-        raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
-    return rows
+def _marked(
+    config: SearchConfig, splits: ImageSplits, folder: RunFolder, teacher: nn.Module
+) -> dict[str, Any]:
+    """What the folder says has made it, as it is now; a new one is laid out."""
+    now = _made_by(config, splits)
+    if not folder.marker.exists():
+        folder.create(config.to_yaml(), now)
+        with atomic_write(folder.teacher) as temporary:
+            torch.save(teacher.state_dict(), temporary)
+        return now
+    began_with = folder.read_marker()
+    if began_with["data_hash"] != now["data_hash"]:
+        raise UserError(
+            f"{folder.path}: the data of {splits.name} are not those that the run began with: "
+            f"their hash is {now['data_hash']}, was {began_with['data_hash']}"
+        )
+    return now | {name: began_with[name] for name in ("created", "teacher_hash")}
 
 
-def _promote(
-    config: SearchConfig, shared: Shared, rows: Sequence[Row], folder: RunFolder, listen: Listener
-) -> Promoted:
-    chosen = select(rows, config)
-    students = len(chosen) * config.promotion.seeds
-    listen.stage("promotion", students, "validation_accuracy", "max")
-    promoted = promote(config, shared, chosen, folder, listen.trial_ended)
-    if not promoted.candidates:
-        raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
-    return promoted
+class _Run:
+    """The stages of a search, and its table, which is written as they go on."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: RunFolder,
+        ledger: Ledger,
+        made_by: dict[str, Any],
+        listen: Listener,
+    ) -> None:
+        self._config, self._folder, self._ledger, self._listen = config, folder, ledger, listen
+        said = {k: v for k, v in made_by.items() if k != "config"}
+        self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+        self._metadata["config"] = config.to_yaml()
+        self._next_write = 0.0
+
+    def probe(self, shared: Shared, space: PolicySpace, first: Sequence[Policy]) -> list[Row]:
+        """The rows of all probes, ranked, each in the table soon after it ended."""
+        search = self._config.search
+        self._stage("probes", search.trials, search.objective, search.mode, self._probed())
+        if len(self._probed()) < search.trials:
+            explore(
+                self._config,
+                shared,
+                space,
+                first,
+                ledger=self._ledger,
+                folder=self._folder.tune / "search",
+                ended=self._probe_ended,
+            )
+        rows = self._ranked()
+        self._write(rows)
+        if all(row.status == FAILED for row in rows):
+            raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
+        return rows
+
+    def promote(self, shared: Shared, rows: Sequence[Row]) -> Promoted:
+        """Trains the best of `rows` and the controls, but for students that are there already."""
+        chosen = select(rows, self._config)
+        count = len(chosen) * self._config.promotion.seeds
+        done = [t for t in self._ledger.of("promotion") if t.status]
+        self._stage("promotion", count, "validation_accuracy", "max", done)
+        promoted = promote(
+            self._config,
+            shared,
+            chosen,
+            ledger=self._ledger,
+            folder=self._folder,
+            ended=self._ended,
+        )
+        if not promoted.candidates:
+            raise SearchFailedError(
+                f"every promoted student failed; the first: {promoted.failures[0]}"
+            )
+        return promoted
+
+    def finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
+        """Writes what the search has come to, and clears away what only a resumption needs."""
+        found = json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False)
+        write_text(self._folder.verdict, found + "\n")
+        verdict.winner.policy.save(self._folder.best_policy)
+        self._write(rows, verdict)
+        shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
+
+    def _stage(self, text: str, trials: int, figure: str, mode: str, done: Sequence[Trial]) -> None:
+        self._listen.stage(text, trials, figure, mode)
+        for trial in done:
+            self._listen.trial_ended(trial.row())
+
+    def _probed(self) -> list[Trial]:
+        return [trial for trial in self._ledger.of("probe") if trial.status]
+
+    def _ranked(self) -> list[Row]:
+        search = self._config.search
+        return ranked((t.row() for t in self._probed()), search.objective, search.mode)
+
+    def _probe_ended(self, trial: Trial) -> None:
+        self._ended(trial)
+        began = time.monotonic()
+        if began >= self._next_write:
+            self._write(self._ranked())
+            # However long the table grows, writing it takes a twentieth of the time.
+            self._next_write = time.monotonic() + 20 * (time.monotonic() - began)
+
+    def _ended(self, trial: Trial) -> None:
+        epochs = (
+            self._config.search.probe_epochs
+            if trial.stage == "probe"
+            else self._config.promotion.epochs
+        )
+        left = checkpoint(self._folder.checkpoints, trial.policy, trial.seed, epochs)
+        left.unlink(missing_ok=True)
+        self._listen.trial_ended(trial.row())
+
+    def _write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
+        metadata = self._metadata
+        if verdict is not None:
+            metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
+        table = to_table(rows, self._config.search.objective, metadata)
+        write_parquet(table, self._folder.policies)
 
 
 def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
@@ -149,6 +253,7 @@ def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
         "seed": config.search.seed,
         "data_hash": splits.content_hash,
         "teacher_hash": teacher_hash(splits, config.teacher),
+        "config": config.model_dump(mode="json"),
     }
 
 
@@ -160,25 +265,3 @@ def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list
     return rows + [
         Row(f"control_{c.role}", CONTROL, c.policy, full_length=c.runs) for c in controls
     ]
-
-
-class _Ledger:
-    """Writes policies.parquet whenever a probe ends: whatever happens next, it is kept."""
-
-    def __init__(self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any]) -> None:
-        self._config, self.folder = config, folder
-        self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in made_by.items()}
-        self._metadata["config"] = config.to_yaml()
-        self._rows: list[Row] = []
-
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        search = self._config.search
-        self.write(ranked(self._rows, search.objective, search.mode))
-
-    def write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
-        metadata = self._metadata
-        if verdict is not None:
-            metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
-        table = to_table(rows, self._config.search.objective, metadata)
-        write_parquet(table, self.folder.policies)

@@ -1,9 +1,11 @@
 """One student as a Ray Tune trial, in an actor that serves many of them."""
 
 import gc
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,14 @@ from ray.tune import PlacementGroupFactory
 from torch import nn
 
 from search.config import SearchConfig, StudentConfig
+from spaces import Policy
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
 from trainers.datasets import ImageSplits
 from trainers.models import build_network, network_from_arrays
 from trainers.student import FIGURES, DivergedError, EpochReport, StudentTrainer
-from trainers.teacher import TeacherRecipe, teacher_from_arrays, to_arrays
-
-CHECKPOINT = "student.pt"
+from trainers.teacher import TeacherRecipe, teacher_from_arrays, teacher_hash, to_arrays
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Shared:
     teacher_recipe: TeacherRecipe
     student: StudentConfig
     student_weights: ray.ObjectRef[dict[str, np.ndarray]] | None
+    checkpoints: Path  # the folder of the checkpoints, which all nodes share
+    origin: str  # a hash of all that makes a student, but for its policy, seed and epochs
 
     @classmethod
     def put(
@@ -45,6 +48,8 @@ class Shared:
         splits: ImageSplits,
         teacher: nn.Module,
         start: nn.Module | None = None,
+        *,
+        checkpoints: Path,
     ) -> "Shared":
         """Numpy rather than tensors: those are copied out of the store, arrays are mapped.
 
@@ -55,7 +60,10 @@ class Shared:
         weights = None
         if start is not None and network is not None and network.weights is not None:
             weights = ray.put(to_arrays(start))
-        return cls(*arrays, config.teacher, config.student, weights)
+        made_by = [config.student.model_dump_json(), splits.content_hash]
+        made_by += [teacher_hash(splits, config.teacher), version("torch")]
+        origin = hashlib.blake2b("\n".join(made_by).encode(), digest_size=8).hexdigest()
+        return cls(*arrays, config.teacher, config.student, weights, checkpoints, origin)
 
 
 class ProbeTrial(tune.Trainable):
@@ -63,6 +71,10 @@ class ProbeTrial(tune.Trainable):
 
     Where there is a folder for `students`, this is promotion: the last report has the test accuracy
     too, and the student is kept there as IDENTITY-SEED.pt.
+
+    After every epoch there is a checkpoint, from which whoever trains the same student goes on: the
+    same trial after its worker was lost, or another one of another sitting. It begins by telling
+    the last epoch again, since nobody may have heard of it.
 
     The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. A mistake that will repeat itself,
     a diverging loss for example, is a result with `failure` set and no figures; raising is left to
@@ -81,7 +93,9 @@ class ProbeTrial(tune.Trainable):
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
         self._student, self._total_epochs, self._students = shared.student, epochs, students
+        self._checkpoints, self._origin = shared.checkpoints, shared.origin
         self._trainer: StudentTrainer | None = None
+        self._reports: Iterator[EpochReport] = iter(())
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
@@ -98,15 +112,46 @@ class ProbeTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            trainer = self._running()
+            if self._trainer is None:
+                self._begin()
             report = next(self._reports)
         except (DivergedError, UserError, ValueError, RuntimeError) as error:
             return failed(f"{type(error).__name__}: {error}")
-        result = report.as_dict() | {"done": trainer.epochs_done >= self._total_epochs}
+        assert self._trainer is not None
+        result = report.as_dict() | {"device": self._device_name()}
+        result["done"] = report.epoch >= self._total_epochs
         if result["done"] and self._students is not None:
-            result["test_accuracy"] = trainer.test_accuracy()
-            self._keep(trainer, report)
+            result["test_accuracy"] = self._trainer.test_accuracy()
+            self._keep(self._trainer, report)
         return result
+
+    def _begin(self) -> None:
+        """Makes the trainer, or the one that a checkpoint left off with."""
+        policy, seed = policy_from_json(self.config["policy"]), self.config["seed"]
+        trainer = StudentTrainer(
+            teacher=self._teacher,
+            splits=self._splits,
+            policy=policy,
+            quantization=self._student.quantization,
+            recipe=self._student.recipe,
+            epochs=self._total_epochs,
+            seed=seed,
+            network=self._start(),
+        )
+        path = checkpoint(self._checkpoints, policy, seed, self._total_epochs)
+        self._trainer, self._reports = trainer, self._trained(trainer, path)
+
+    def _trained(self, trainer: StudentTrainer, path: Path) -> Iterator[EpochReport]:
+        if path.exists():
+            kept = torch.load(path, weights_only=True, map_location=self._device)
+            if kept["origin"] == self._origin:
+                trainer.load_state_dict(kept["state"])
+                yield EpochReport(**kept["report"])
+        for report in trainer.epochs():
+            content = {"state": trainer.state_dict(), "report": report.as_dict()}
+            with atomic_write(path) as temporary:
+                torch.save(content | {"origin": self._origin}, temporary)
+            yield report
 
     def _keep(self, trainer: StudentTrainer, report: EpochReport) -> None:
         assert self._students is not None
@@ -118,27 +163,13 @@ class ProbeTrial(tune.Trainable):
         with atomic_write(self._students / f"{identity}-{seed}.pt") as temporary:
             torch.save(content, temporary)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        torch.save(self._running().state_dict(), f"{checkpoint_dir}/{CHECKPOINT}")
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
-        state = torch.load(f"{checkpoint_dir}/{CHECKPOINT}", weights_only=True)
-        self._running().load_state_dict(state)
+    # Tune asks for checkpoints of its own at times; there is nothing that ours do not hold.
+    def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
-    def _running(self) -> StudentTrainer:
-        if self._trainer is None:
-            self._trainer = StudentTrainer(
-                teacher=self._teacher,
-                splits=self._splits,
-                policy=policy_from_json(self.config["policy"]),
-                quantization=self._student.quantization,
-                recipe=self._student.recipe,
-                epochs=self._total_epochs,
-                seed=self.config["seed"],
-                network=self._start(),
-            )
-            self._reports: Iterator[EpochReport] = self._trainer.epochs()
-        return self._trainer
+    def load_checkpoint(self, checkpoint_dir: str) -> None: ...  # type: ignore[override]
 
     def _start(self) -> nn.Module | None:
         """The network to quantize; None is the teacher."""
@@ -152,6 +183,11 @@ class ProbeTrial(tune.Trainable):
 
     def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
         return f"Student({policy_from_json(self.config['policy'])})"
+
+
+def checkpoint(folder: Path, policy: Policy, seed: int, epochs: int) -> Path:
+    """Where a student that is being trained is kept, in the folder of all of them."""
+    return folder / f"{policy.identity}-{seed}-{epochs}.pt"
 
 
 def failed(reason: str) -> dict[str, Any]:
