@@ -107,14 +107,14 @@ def _searched(
     from search.results import read_parquet
     from search.run import SearchFailedError
 
+    go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
     try:
         with progress(quiet=quiet) as listen:
             result = go(listen)
     except SearchFailedError as error:
-        _complain(f"{error}; what was found is in {folder.policies}")
+        _complain(f"{error}; what was found is in {folder.policies}{go_on}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
         _complain("stopped" + (go_on if folder.marker.exists() else ""))
         raise typer.Exit(130) from None
     if as_json:

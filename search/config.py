@@ -66,6 +66,9 @@ class ExploreConfig(Frozen):
     random_trials: Annotated[
         int, Field(ge=0, description="finished trials, warm start included, before TPE takes over")
     ] = 10
+    max_failed_share: Annotated[
+        float, Field(gt=0, le=1, description="of ended probes; beyond it the search stops")
+    ] = 0.5
     scheduler: Literal["none", "asha"] = "none"
     asha: AshaConfig = AshaConfig()
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from search.config import ExploreConfig, SearchConfig
+from search.failures import too_many
 from search.ledger import Ledger, Trial
 from search.proposals import Proposals
 from search.trainable import Shared
@@ -36,8 +37,8 @@ def explore(
     ended: Callable[[Trial], None],
 ) -> None:
     """Probes policies, those of `first` before others, until the ledger has
-    `config.search.trials` of them. What it has already is not done again, what was begun is gone on
-    with.
+    `config.search.trials` of them or too many failed. What it has already is not done again, what
+    was begun is gone on with.
 
     Tune's own results go to `folder`.
     """
@@ -46,7 +47,10 @@ def explore(
     proposals.relive(ledger)
 
     def propose() -> Trial | None:
-        return proposals.propose() if len(ledger.of("probe")) < search.trials else None
+        probes = ledger.of("probe")
+        if len(probes) >= search.trials or too_many(probes, search.max_failed_share):
+            return None
+        return proposals.propose()
 
     def probe_ended(trial: Trial) -> None:
         proposals.tell(trial)
@@ -55,7 +59,7 @@ def explore(
     run_trials(
         shared,
         cluster=config.cluster,
-        sitting=Sitting(ledger, epochs, probe_ended),
+        sitting=Sitting(ledger, epochs, search.objective, probe_ended),
         unfinished=[trial for trial in ledger.of("probe") if trial.status is None],
         propose=propose,
         folder=folder,

@@ -20,6 +20,7 @@ from spaces.errors import UserError
 from spaces.policy import Policy, policy_from_json
 from trainers.student import FIGURES
 
+PLACES = ("node", "device", "batch_size")
 Stage = Literal["probe", "promotion"]
 
 
@@ -37,7 +38,7 @@ class Trial:
     attempts: int = 0  # how often it was begun
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0  # of all epochs
-    places: dict[str, Any] = field(default_factory=dict)  # node and device of the last epoch
+    places: dict[str, Any] = field(default_factory=dict)  # by PLACES, of the last epoch
     status: str | None = None
     failure: str | None = None
     test_accuracy: float = math.nan
@@ -119,8 +120,8 @@ class Ledger:
 
     def epoch(self, trial: Trial, figures: Mapping[str, float], **told: Any) -> None:
         """Notes the figures of an epoch, which are numbers and have `epoch`; `told` are `seconds`,
-        `node`, `device`. An epoch that was told before is not told again."""
-        if int(figures["epoch"]) not in trial.epochs:
+        `node`, `device` and `batch_size`. What was told before is not told again."""
+        if trial.epochs.get(int(figures["epoch"])) != figures:
             self._add(event="epoch", trial=trial.id, figures=dict(figures), **told)
 
     def ended(self, trial: Trial, status: str, failure: str | None = None, **told: Any) -> None:
@@ -145,7 +146,7 @@ class Ledger:
             figures = record["figures"]
             trial.epochs[int(figures["epoch"])] = figures
             trial.seconds += record["seconds"]
-            trial.places = {name: record[name] for name in ("node", "device")}
+            trial.places = {name: record[name] for name in PLACES}
         elif event == "ended":
             trial.status, trial.failure = record["status"], record["failure"]
             trial.test_accuracy = record.get("test_accuracy", math.nan)

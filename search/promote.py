@@ -64,7 +64,7 @@ def promote(
         run_trials(
             shared,
             cluster=config.cluster,
-            sitting=Sitting(ledger, epochs, ended),
+            sitting=Sitting(ledger, epochs, "validation_accuracy", ended),
             unfinished=left,
             propose=lambda: None,
             folder=folder.tune / "promote",

@@ -15,6 +15,7 @@ from torch import nn
 from search.cluster import connected
 from search.config import SearchConfig, differences, load_config
 from search.explore import explore
+from search.failures import in_common, too_many
 from search.ledger import Ledger, Trial, opened
 from search.progress import Listener
 from search.promote import Promoted, promote, select
@@ -37,7 +38,7 @@ from trainers.datasets import ImageSplits, load_splits
 from trainers.teacher import cached_teacher, teacher_hash
 
 # What a run can be resumed with another value of: the rest would change what its trials mean.
-MAY_CHANGE = ("cluster.", "promotion.", "search.trials")
+MAY_CHANGE = ("cluster.", "promotion.", "search.trials", "search.max_failed_share")
 
 
 class SearchFailedError(Exception):
@@ -107,12 +108,10 @@ def _search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Search
         with opened(folder.ledger) as ledger:
             run = _Run(config, folder, ledger, made_by, listen)
             shared = Shared.put(config, splits, teacher, start, checkpoints=folder.checkpoints)
-            rows = run.probe(shared, space, first)
-            promoted = run.promote(shared, rows)
-            verdict = decide(promoted.candidates, promoted.failures)
-            rows = _with_promoted(rows, promoted.candidates)
-            run.finish(rows, verdict)
-    return SearchResult(folder, rows, promoted.candidates, verdict)
+            try:
+                return run.search(shared, space, first)
+            except OSError as error:
+                raise SearchFailedError(f"the run could not be written: {error}") from error
 
 
 def _teacher(config: SearchConfig, splits: ImageSplits, folder: RunFolder) -> nn.Module:
@@ -157,7 +156,16 @@ class _Run:
         self._metadata["config"] = config.to_yaml()
         self._next_write = 0.0
 
-    def probe(self, shared: Shared, space: PolicySpace, first: Sequence[Policy]) -> list[Row]:
+    def search(self, shared: Shared, space: PolicySpace, first: Sequence[Policy]) -> SearchResult:
+        """Probes, promotion and verdict; raises OSError where the folder cannot be written."""
+        rows = self._probe(shared, space, first)
+        promoted = self._promote(shared, rows)
+        verdict = decide(promoted.candidates, promoted.failures)
+        rows = _with_promoted(rows, promoted.candidates)
+        self._finish(rows, verdict)
+        return SearchResult(self._folder, rows, promoted.candidates, verdict)
+
+    def _probe(self, shared: Shared, space: PolicySpace, first: Sequence[Policy]) -> list[Row]:
         """The rows of all probes, ranked, each in the table soon after it ended."""
         search = self._config.search
         self._stage("probes", search.trials, search.objective, search.mode, self._probed())
@@ -173,11 +181,12 @@ class _Run:
             )
         rows = self._ranked()
         self._write(rows)
-        if all(row.status == FAILED for row in rows):
-            raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
+        probes = self._ledger.of("probe")
+        if too_many(probes, search.max_failed_share) or all(r.status == FAILED for r in rows):
+            raise SearchFailedError(f"the search stopped: of its probes {in_common(probes)}")
         return rows
 
-    def promote(self, shared: Shared, rows: Sequence[Row]) -> Promoted:
+    def _promote(self, shared: Shared, rows: Sequence[Row]) -> Promoted:
         """Trains the best of `rows` and the controls, but for students that are there already."""
         chosen = select(rows, self._config)
         count = len(chosen) * self._config.promotion.seeds
@@ -197,7 +206,7 @@ class _Run:
             )
         return promoted
 
-    def finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
+    def _finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
         """Writes what the search has come to, and clears away what only a resumption needs."""
         found = json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False)
         write_text(self._folder.verdict, found + "\n")

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import math
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -76,9 +77,9 @@ class ProbeTrial(tune.Trainable):
     same trial after its worker was lost, or another one of another sitting. It begins by telling
     the last epoch again, since nobody may have heard of it.
 
-    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. A mistake that will repeat itself,
-    a diverging loss for example, is a result with `failure` set and no figures; raising is left to
-    the infrastructure, which Tune retries.
+    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. What would repeat itself, a
+    diverging loss for example, is a result with `failure` set and no figures; only what befalls the
+    worker from outside is left to Tune, which retries it.
     """
 
     def setup(  # type: ignore[override]
@@ -104,58 +105,101 @@ class ProbeTrial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         # Anything but True loses a slot of the concurrency limit for good, so nothing here may
         # fail: the next trainer is built in `step`.
-        self.config, self._trainer = new_config, None
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.config = new_config
+        self._forget_trainer()
         return True
 
     def step(self) -> dict[str, Any]:
         try:
-            if self._trainer is None:
-                self._begin()
-            report = next(self._reports)
-        except (DivergedError, UserError, ValueError, RuntimeError) as error:
+            report = self._next_epoch()
+        except (DivergedError, UserError) as error:
             return failed(f"{type(error).__name__}: {error}")
+        except Exception as error:  # of a user's own network or loss, or our bug: not to be retried
+            return failed(f"{type(error).__name__}: {error} ({_place(error)})")
         assert self._trainer is not None
-        result = report.as_dict() | {"device": self._device_name()}
-        result["done"] = report.epoch >= self._total_epochs
+        result = report.as_dict() | {
+            "device": self._device_name(),
+            "batch_size": self._trainer.recipe.batch_size,
+            "done": report.epoch >= self._total_epochs,
+        }
         if result["done"] and self._students is not None:
             result["test_accuracy"] = self._trainer.test_accuracy()
             self._keep(self._trainer, report)
         return result
 
-    def _begin(self) -> None:
+    def _next_epoch(self) -> EpochReport:
+        """Raises what training raises. What is too much for the memory is tried once more, from the
+        beginning and with half the batch."""
+        whole = self._student.recipe.batch_size
+        if self._trainer is None:
+            self._begin(whole)
+        try:
+            return next(self._reports)
+        except torch.OutOfMemoryError:
+            if self._trainer is None or self._trainer.recipe.batch_size < whole or whole < 4:
+                raise
+        self._forget_trainer()  # here the exception no longer holds on to its frames
+        self._checkpoint().unlink(missing_ok=True)
+        self._begin(whole // 2)
+        return next(self._reports)
+
+    def _begin(self, batch_size: int) -> None:
         """Makes the trainer, or the one that a checkpoint left off with."""
-        policy, seed = policy_from_json(self.config["policy"]), self.config["seed"]
+        kept = self._kept()
+        size = kept["batch_size"] if kept else batch_size
         trainer = StudentTrainer(
             teacher=self._teacher,
             splits=self._splits,
-            policy=policy,
+            policy=self._policy(),
             quantization=self._student.quantization,
-            recipe=self._student.recipe,
+            recipe=self._student.recipe.model_copy(update={"batch_size": size}),
             epochs=self._total_epochs,
-            seed=seed,
+            seed=self.config["seed"],
             network=self._start(),
         )
-        path = checkpoint(self._checkpoints, policy, seed, self._total_epochs)
-        self._trainer, self._reports = trainer, self._trained(trainer, path)
+        self._trainer, self._reports = trainer, self._trained(trainer, kept)
 
-    def _trained(self, trainer: StudentTrainer, path: Path) -> Iterator[EpochReport]:
-        if path.exists():
-            kept = torch.load(path, weights_only=True, map_location=self._device)
-            if kept["origin"] == self._origin:
-                trainer.load_state_dict(kept["state"])
-                yield EpochReport(**kept["report"])
+    def _trained(
+        self, trainer: StudentTrainer, kept: dict[str, Any] | None
+    ) -> Iterator[EpochReport]:
+        if kept is not None:
+            trainer.load_state_dict(kept["state"])
+            yield EpochReport(**kept["report"])
         for report in trainer.epochs():
-            content = {"state": trainer.state_dict(), "report": report.as_dict()}
-            with atomic_write(path) as temporary:
-                torch.save(content | {"origin": self._origin}, temporary)
+            content = {
+                "origin": self._origin,
+                "batch_size": trainer.recipe.batch_size,
+                "report": report.as_dict(),
+                "state": trainer.state_dict(),
+            }
+            with atomic_write(self._checkpoint()) as temporary:
+                torch.save(content, temporary)
             yield report
+
+    def _kept(self) -> dict[str, Any] | None:
+        """The checkpoint of this very student, where there is one."""
+        if not self._checkpoint().exists():
+            return None
+        kept = torch.load(self._checkpoint(), weights_only=True, map_location=self._device)
+        return kept if kept["origin"] == self._origin else None
+
+    def _checkpoint(self) -> Path:
+        return checkpoint(
+            self._checkpoints, self._policy(), self.config["seed"], self._total_epochs
+        )
+
+    def _policy(self) -> Policy:
+        return policy_from_json(self.config["policy"])
+
+    def _forget_trainer(self) -> None:
+        self._trainer, self._reports = None, iter(())
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _keep(self, trainer: StudentTrainer, report: EpochReport) -> None:
         assert self._students is not None
-        identity, seed = policy_from_json(self.config["policy"]).identity, self.config["seed"]
+        identity, seed = self._policy().identity, self.config["seed"]
         content = {
             "student": {name: value.cpu() for name, value in trainer.outcome.state_dict().items()},
             "validation_accuracy": report.validation_accuracy,
@@ -188,6 +232,12 @@ class ProbeTrial(tune.Trainable):
 def checkpoint(folder: Path, policy: Policy, seed: int, epochs: int) -> Path:
     """Where a student that is being trained is kept, in the folder of all of them."""
     return folder / f"{policy.identity}-{seed}-{epochs}.pt"
+
+
+def _place(error: Exception) -> str:
+    """Where `error` was raised: `file.py, line 3`."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
 def failed(reason: str) -> dict[str, Any]:

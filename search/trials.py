@@ -38,9 +38,10 @@ class Sitting:
         self,
         ledger: Ledger,
         epochs: int,
+        objective: str,
         ended: Callable[[Trial], None],
     ) -> None:
-        self.ledger, self.epochs = ledger, epochs
+        self.ledger, self.epochs, self.objective = ledger, epochs, objective
         self._ended = ended
         self.stopping = False
         self.broken: OSError | None = None  # the ledger or the table could not be written
@@ -51,13 +52,20 @@ class Sitting:
             name: result[name] for name in FIGURES if math.isfinite(result.get(name, math.nan))
         }
         if "epoch" in figures:
-            place = {"node": result["hostname"], "device": result["device"]}
+            told = {
+                "seconds": result["time_this_iter_s"],
+                "node": result["hostname"],
+                "device": result["device"],
+                "batch_size": result["batch_size"],
+            }
             with self._noticing():
-                self.ledger.epoch(trial, figures, seconds=result["time_this_iter_s"], **place)
+                self.ledger.epoch(trial, figures, **told)
 
     def over(self, trial: Trial, result: dict[str, Any], error: str | None = None) -> None:
         """`trial` is over, unless it is to be gone on with in another sitting."""
         failure = error or result.get("failure")
+        if not failure and trial.epochs and self.objective not in trial.figures:
+            failure = f"{self.objective} was not a finite number"
         status = FAILED if failure else outcome(trial, self.epochs)
         if trial.status is not None or (self.stopping and status == STOPPED):
             return

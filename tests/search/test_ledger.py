@@ -17,7 +17,7 @@ def written(path: Path) -> Trial:
         trial = ledger.began(trial)
         for epoch in (1, 2, 2):  # a student that goes on tells its last epoch again
             figures = {"epoch": epoch, "score": 0.1 + epoch / 3}
-            ledger.epoch(trial, figures, seconds=1.5, node="here", device="cpu")
+            ledger.epoch(trial, figures, seconds=1.5, node="here", device="cpu", batch_size=8)
         ledger.ended(trial, FINISHED, test_accuracy=0.5)
     return trial
 
@@ -45,7 +45,7 @@ def test_every_cut_leaves_a_ledger_that_goes_on(tmp_path):
         with opened(path) as ledger:
             (found,) = ledger.trials.values()
             assert found.status is None
-            ledger.epoch(found, {"epoch": 3}, seconds=0.0, node="", device="")
+            ledger.epoch(found, {"epoch": 3}, seconds=0.0, node="", device="", batch_size=8)
             ledger.ended(found, FINISHED)
         lines = path.read_text().splitlines()
         assert len(lines) == sum(end <= cut for end in ends) + 2

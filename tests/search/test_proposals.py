@@ -40,7 +40,7 @@ def live(asked: Proposals, ledger: Ledger, trials: int) -> list[str]:
 def end(trial: Trial, ledger: Ledger, values: list[float], status: str = FINISHED) -> None:
     for epoch, value in enumerate(values, start=1):
         figures = {"epoch": epoch} | ({"score": value} if math.isfinite(value) else {})
-        ledger.epoch(trial, figures, seconds=1.0, node="here", device="cpu")
+        ledger.epoch(trial, figures, seconds=1.0, node="here", device="cpu", batch_size=8)
     ledger.ended(trial, status)
 
 
