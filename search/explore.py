@@ -1,56 +1,42 @@
 """The search: Optuna proposes policies, Ray Tune probes them, the ledger remembers."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from pathlib import Path
-
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from search.config import ExploreConfig, SearchConfig
 from search.failures import too_many
 from search.ledger import Ledger, Trial
 from search.proposals import Proposals
+from search.results import FINISHED
+from search.schedulers import scheduler_for
 from search.trainable import Shared
 from search.trials import Sitting, run_trials
-from spaces import Policy, PolicySpace
-
-
-def scheduler(config: ExploreConfig) -> TrialScheduler:
-    """What stops probes early. ASHA's effect on the ranking is in experiments.md."""
-    if config.scheduler == "none":
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr="epoch",
-        max_t=config.probe_epochs,
-        grace_period=min(config.asha.grace_period, config.probe_epochs),
-        reduction_factor=config.asha.reduction_factor,
-    )
+from search.warm_start import WarmStart
+from spaces import PolicySpace
 
 
 def explore(
     config: SearchConfig,
     shared: Shared,
     space: PolicySpace,
-    first: Sequence[Policy],
+    start: WarmStart,
     *,
     ledger: Ledger,
     folder: Path,
     ended: Callable[[Trial], None],
 ) -> None:
-    """Probes policies, those of `first` before others, until the ledger has
-    `config.search.trials` of them or too many failed. What it has already is not done again, what
-    was begun is gone on with.
+    """Probes policies, those of `first` before others, until a budget is `spent`. What the ledger
+    has already is not done again, what was begun is gone on with.
 
     Tune's own results go to `folder`.
     """
     search, epochs = config.search, config.search.probe_epochs
-    proposals = Proposals(search, space, first)
+    proposals = Proposals(search, space, start)
     proposals.relive(ledger)
 
     def propose() -> Trial | None:
-        probes = ledger.of("probe")
-        if len(probes) >= search.trials or too_many(probes, search.max_failed_share):
-            return None
-        return proposals.propose()
+        return None if spent(config, ledger) else proposals.propose()
 
     def probe_ended(trial: Trial) -> None:
         proposals.tell(trial)
@@ -63,7 +49,31 @@ def explore(
         unfinished=[trial for trial in ledger.of("probe") if trial.status is None],
         propose=propose,
         folder=folder,
-        scheduler=scheduler(search),
-        objective=search.objective,
-        mode=search.mode,
+        scheduler=scheduler_for(search, ledger),
     )
+
+
+def spent(config: SearchConfig, ledger: Ledger) -> str | None:
+    """What ends the probing, in words; None while there is something left of everything."""
+    search, probes = config.search, ledger.of("probe")
+    budget, gpus = search.budget, config.cluster.gpus_per_trial
+    if too_many(probes, search.max_failed_share):
+        return "too many probes failed"
+    if len(probes) >= search.trials:
+        return f"all {search.trials} trials were begun"
+    if budget.hours is not None and ledger.seconds() > 3600 * budget.hours:
+        return f"search.budget.hours: {budget.hours:g} hours are over"
+    if budget.gpu_hours is not None and gpus * sum(t.seconds for t in probes) > (
+        3600 * budget.gpu_hours
+    ):
+        return f"search.budget.gpu_hours: {budget.gpu_hours:g} GPU hours are used"
+    if budget.target is not None and any(_reached(trial, search) for trial in probes):
+        return f"search.budget.target: {search.objective} reached {budget.target:g}"
+    return None
+
+
+def _reached(trial: Trial, search: ExploreConfig) -> bool:
+    value = trial.figures.get(search.objective, math.nan)
+    assert search.budget.target is not None
+    ahead = search.budget.target - value if search.mode == "min" else value - search.budget.target
+    return trial.status == FINISHED and ahead >= 0

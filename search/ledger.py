@@ -1,14 +1,16 @@
 """What happened in a run, line by line: the one truth from which it is resumed.
 
-Every line of `trials.jsonl` is a JSON object that was synced to disk before the search went on. A
-trial `began` (again, after a loss), told an `epoch` at a time what it had, and `ended`. Ray Tune's
-own state is never read: what is not in here has not happened.
+Every line of `trials.jsonl` is a JSON object that was synced to disk before the search went on. In
+each `sitting` of a process at the run, trials `began` (again, after a loss), told an `epoch` at a
+time what they had, and `ended`. Ray Tune's own state is never read: what is not in here has not
+happened.
 """
 
 import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,6 +90,7 @@ class Ledger:
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self.path = file, path
         self.trials: dict[str, Trial] = {}
+        self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
         self.history: list[tuple[Literal["began", "ended"], Trial]] = []
         end = 0
         for number, line in enumerate(file.read().splitlines(keepends=True), start=1):
@@ -100,6 +103,16 @@ class Ledger:
             end += len(line)
         file.seek(end)
         file.truncate()
+
+    def sitting(self, **told: Any) -> None:
+        """Notes that a process begins to work on the run; `told` says with which versions."""
+        self._add(event="sitting", **told)
+
+    def seconds(self) -> float:
+        """How long the run has been worked on: up to the last line of former sittings, and up to
+        now in this one."""
+        *former, (began, _) = self._sittings
+        return sum(last - first for first, last in former) + time.time() - began
 
     def of(self, stage: Stage) -> list[Trial]:
         """The trials of one stage, in the order in which they began."""
@@ -130,6 +143,7 @@ class Ledger:
         self._add(event="ended", trial=trial.id, status=status, failure=failure, **known)
 
     def _add(self, **record: Any) -> None:
+        record["at"] = round(time.time(), 3)
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -138,6 +152,11 @@ class Ledger:
 
     def _take(self, record: dict[str, Any]) -> None:
         event = record["event"]
+        if event == "sitting":
+            self._sittings.append((record["at"], record["at"]))
+            return
+        if self._sittings:
+            self._sittings[-1] = (self._sittings[-1][0], record["at"])
         if event == "began":
             self._begin(record)
             return

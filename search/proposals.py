@@ -5,8 +5,9 @@ proposes follows from the trials that the study holds and from nothing else, so 
 filled from the ledger goes on as the first one would have, to the last digit.
 """
 
+import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,27 +18,40 @@ from optuna.trial import TrialState
 from search.config import ExploreConfig
 from search.ledger import Ledger, Trial
 from search.results import FINISHED, STOPPED
-from spaces import Policy, PolicySpace, randomness
+from search.warm_start import WarmStart
+from spaces import PolicySpace, randomness
+from spaces.flat import FlatSpace
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
-REPEATED_PROPOSALS = 30  # of the sampler's, and ten times as many random ones
+FLAT = ("gp", "cmaes", "qmc")  # searchers that know numbers alone
+# How often a sampler may repeat itself before random proposals take its place. GP goes for one best
+# place, and takes seconds to find it again.
+PATIENCE, PATIENCE_WITH_GP = 30, 2
+RANDOM_PROPOSALS = 300
 
 
 class Proposals:
-    """Policies for trials 0, 1, ...: those of `first`, then what the sampler makes of the past.
+    """Policies for trials 0, 1, ...: those of `start`, then what the sampler makes of the past and
+    of what was known before.
 
-    No policy is proposed twice. A trial that the scheduler stopped is told to Optuna as pruned, one
-    without a number as failed.
+    No policy is proposed twice, nor one that was known before. A trial that the scheduler stopped
+    is told to Optuna as pruned, one without a number as failed.
     """
 
-    def __init__(self, config: ExploreConfig, space: PolicySpace, first: Sequence[Policy]) -> None:
-        self._config, self._space = config, space
+    def __init__(self, config: ExploreConfig, space: PolicySpace, start: WarmStart) -> None:
+        self._config = config
+        self._space = FlatSpace(space) if config.searcher in FLAT else space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(direction=DIRECTIONS[config.mode])
-        self._first = list({p.on(space.base).identity: p for p in first}.values())
+        directions = [DIRECTIONS[mode] for mode in config.directions.values()]
+        self._study = optuna.create_study(directions=directions)
+        self._first = list({p.on(space.base).identity: p for p in start.first}.values())
         self._running: dict[str, optuna.Trial] = {}  # by the id of ours
         self._known: set[str] = set()  # identities of policies
         self._count = 0
+        for policy, told in start.known:
+            asked = self._given(self._space.params(policy), 1)
+            self._study.tell(asked, [told[name] for name in config.directions])
+            self._known.add(policy.on(space.base).identity)
 
     def relive(self, ledger: Ledger) -> None:
         """Takes in what the ledger tells of probes, which the study has not seen yet."""
@@ -46,12 +60,16 @@ class Proposals:
                 continue
             if event == "ended":
                 self.tell(trial)
-            else:
-                self._begun(trial, self._asked(trial.params))
+                continue
+            for attempt in range(1, trial.proposals) if self._remembers else ():
+                asked = self._asked(attempt)
+                asked.relative_params  # noqa: B018 - asks the sampler
+                self._study.tell(asked, state=TrialState.FAIL)
+            self._begun(trial, self._given(trial.params, trial.proposals))
 
     def propose(self) -> Trial | None:
         """The next trial; None where policies that are new could not be found."""
-        for attempt, asked in self._asked_often(self._count):
+        for attempt, asked in self._asked_often():
             policy = self._space.suggest(asked)
             if policy.identity not in self._known:
                 trial = Trial(f"{self._count:05d}", "probe", policy, self._config.seed)
@@ -65,15 +83,15 @@ class Proposals:
     def tell(self, trial: Trial) -> None:
         """Tells the study how a trial that was proposed or relived has ended."""
         asked = self._running.pop(trial.id)
-        values = trial.values(self._config.objective)
-        last = max(trial.epochs, default=0)
-        if trial.status not in (FINISHED, STOPPED) or last not in values:
+        values = [trial.figures.get(name, math.nan) for name in self._config.directions]
+        if trial.status not in (FINISHED, STOPPED) or not all(map(math.isfinite, values)):
             self._study.tell(asked, state=TrialState.FAIL)
             return
-        for epoch, value in values.items():
-            asked.report(value, epoch)
+        if len(values) == 1:
+            for epoch, value in trial.values(self._config.objective).items():
+                asked.report(value, epoch)
         if trial.status == FINISHED:
-            self._study.tell(asked, values[last])
+            self._study.tell(asked, values)
         else:
             self._study.tell(asked, state=TrialState.PRUNED)  # with its last value
 
@@ -82,35 +100,69 @@ class Proposals:
         self._known.add(trial.policy.identity)
         self._count += 1
 
-    def _asked_often(self, number: int) -> Iterable[tuple[int, optuna.Trial]]:
-        if number < len(self._first):
-            yield 1, self._asked(self._space.params(self._first[number]))
+    def _asked_often(self) -> Iterable[tuple[int, optuna.Trial]]:
+        if self._count < len(self._first):
+            yield 1, self._given(self._space.params(self._first[self._count]), 1)
             return
-        for attempt in range(1, 11 * REPEATED_PROPOSALS + 1):
-            seed = randomness.key(self._config.seed, number, attempt, "proposal") % 2**32
-            random = attempt > REPEATED_PROPOSALS
-            self._study.sampler = (
-                optuna.samplers.RandomSampler(seed) if random else _sampler(self._config, seed)
-            )
-            yield attempt, self._study.ask()
+        for attempt in range(1, self._patience + RANDOM_PROPOSALS + 1):
+            yield attempt, self._asked(attempt)
 
-    def _asked(self, params: Any) -> optuna.Trial:
+    def _asked(self, attempt: int) -> optuna.Trial:
+        """A running trial whose parameters the sampler gives."""
+        seed = randomness.key(self._config.seed, self._count, attempt, "proposal") % 2**32
+        random = attempt > self._patience
+        self._study.sampler = (
+            optuna.samplers.RandomSampler(seed) if random else _sampler(self._config, seed)
+        )
+        return self._study.ask()
+
+    def _given(self, params: Mapping[str, Any], attempt: int) -> optuna.Trial:
         """A running trial that has `params`."""
-        self._study.sampler = optuna.samplers.RandomSampler(0)  # which nothing is left to
         self._study.enqueue_trial(dict(params))
-        trial = self._study.ask()
-        self._space.suggest(trial)
-        return trial
+        asked = self._asked(attempt)
+        if self._remembers:
+            asked.relative_params  # noqa: B018 - as it was asked when the parameters were not known
+        self._space.suggest(asked)
+        return asked
+
+    @property
+    def _patience(self) -> int:
+        return PATIENCE_WITH_GP if self._config.searcher == "gp" else PATIENCE
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether the sampler notes in the study what it was asked."""
+        return self._config.searcher in ("cmaes", "nsga2", "qmc")
 
 
 def _sampler(config: ExploreConfig, seed: int) -> optuna.samplers.BaseSampler:
+    samplers, rest = optuna.samplers, optuna.samplers.RandomSampler(seed)
+    first = config.random_trials
     with warnings.catch_warnings():
         # Grouping is marked experimental; a conditional space needs it to be sampled jointly.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-            n_startup_trials=config.random_trials,
-        )
+        match config.searcher:
+            case "tpe":
+                return samplers.TPESampler(
+                    seed=seed,
+                    multivariate=True,
+                    group=True,
+                    constant_liar=True,
+                    n_startup_trials=first,
+                )
+            case "gp":
+                return samplers.GPSampler(
+                    seed=seed, independent_sampler=rest, n_startup_trials=first
+                )
+            case "cmaes":
+                return samplers.CmaEsSampler(
+                    seed=seed, independent_sampler=rest, n_startup_trials=first
+                )
+            case "qmc":  # one sequence for the whole search
+                return samplers.QMCSampler(
+                    seed=config.seed, scramble=True, independent_sampler=rest
+                )
+            case "nsga2":
+                return samplers.NSGAIISampler(seed=seed, population_size=max(first, 2))
+            case "random":
+                return rest

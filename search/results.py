@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -74,17 +75,53 @@ SCHEMA = pa.schema(
 )
 
 
-def ranked(rows: Iterable[Row], objective: str, mode: str) -> list[Row]:
-    """Finished trials by objective, then stopped ones, then those without a value."""
+def ranked(rows: Iterable[Row], directions: Mapping[str, str]) -> list[Row]:
+    """Finished trials by objective, then stopped ones, then those without a value.
+
+    `directions` are the objectives and whether each is to be "min" or "max". Where there are
+    several, finished trials come front by front: first those that no other one beats in all of
+    them, then those that only these beat, and so on; inside a front the first objective counts.
+    """
+    rows = list(rows)
     order = {FINISHED: 0, STOPPED: 1, FAILED: 2, CONTROL: 3}
+    signs = [1 if mode == "min" else -1 for mode in directions.values()]
+    costs = [
+        [
+            sign * row.figures.get(name, math.nan)
+            for name, sign in zip(directions, signs, strict=True)
+        ]
+        for row in rows
+    ]
+    finished = [i for i, row in enumerate(rows) if row.status == FINISHED and _known(costs[i])]
+    layers = dict(zip(finished, fronts([costs[i] for i in finished]), strict=True))
 
-    def key(row: Row) -> tuple[bool, int, float, str]:
-        value = row.figures.get(objective, math.nan)
-        known = math.isfinite(value)
-        lower_first = (value if mode == "min" else -value) if known else 0.0
-        return not known, order[row.status], lower_first, row.trial_id
+    def key(index: int) -> tuple[bool, int, int, float, str]:
+        row, known = rows[index], _known(costs[index])
+        first = costs[index][0] if known else 0.0
+        return not known, order[row.status], layers.get(index, 0), first, row.trial_id
 
-    return sorted(rows, key=key)
+    return [rows[index] for index in sorted(range(len(rows)), key=key)]
+
+
+def fronts(costs: Sequence[Sequence[float]]) -> list[int]:
+    """The front that each of several vectors of costs is in, 0 for those that no other one
+    dominates: none better in one of them and no worse in any."""
+    if not costs or len(costs[0]) == 1:
+        return [0] * len(costs)  # one objective is an order, which needs no fronts
+    values = np.asarray(costs)
+    found, left, layer = np.zeros(len(values), int), np.arange(len(values)), 0
+    while len(left):
+        of_left = values[left]
+        no_worse = (of_left[:, None] <= of_left[None]).all(axis=2)
+        better = (of_left[:, None] < of_left[None]).any(axis=2)
+        beaten = (no_worse & better).any(axis=0)
+        found[left[~beaten]] = layer
+        left, layer = left[beaten], layer + 1
+    return [int(layer) for layer in found]
+
+
+def _known(costs: Sequence[float]) -> bool:
+    return all(map(math.isfinite, costs))
 
 
 def to_table(rows: Iterable[Row], objective: str, metadata: Mapping[str, str]) -> pa.Table:

@@ -14,7 +14,7 @@ from torch import nn
 
 from search.cluster import connected
 from search.config import SearchConfig, differences, load_config
-from search.explore import explore
+from search.explore import explore, spent
 from search.failures import in_common, too_many
 from search.ledger import Ledger, Trial, opened
 from search.progress import Listener
@@ -31,14 +31,21 @@ from search.results import (
 from search.run_folder import RunFolder, write_text
 from search.trainable import Shared, checkpoint
 from search.verdict import Candidate, Verdict, decide
-from spaces import Policy, PolicySpace
+from search.warm_start import WarmStart, warm_start
+from spaces import PolicySpace
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from trainers.datasets import ImageSplits, load_splits
 from trainers.teacher import cached_teacher, teacher_hash
 
 # What a run can be resumed with another value of: the rest would change what its trials mean.
-MAY_CHANGE = ("cluster.", "promotion.", "search.trials", "search.max_failed_share")
+MAY_CHANGE = (
+    "cluster.",
+    "promotion.",
+    "search.trials",
+    "search.budget.",
+    "search.max_failed_share",
+)
 
 
 class SearchFailedError(Exception):
@@ -92,10 +99,10 @@ def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None
 
 def _search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
     splits = load_splits(config.data)
+    made_by, start = _made_by(config, splits, folder)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
-    first = config.search.first()
-    space = space.including(first)
-    start = config.student.start(splits)
+    space = space.including([*start.first, *(policy for policy, _ in start.known)])
+    student = config.student.start(splits)
     for note in splits.notes:
         listen.note(note)
     with connected(config.cluster) as dashboard:
@@ -104,12 +111,16 @@ def _search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Search
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = _teacher(config, splits, folder)
-        made_by = _marked(config, splits, folder, teacher)
+        if not folder.marker.exists():
+            folder.create(config.to_yaml(), made_by)
+            with atomic_write(folder.teacher) as temporary:
+                torch.save(teacher.state_dict(), temporary)
         with opened(folder.ledger) as ledger:
+            ledger.sitting(versions=made_by["versions"])
             run = _Run(config, folder, ledger, made_by, listen)
-            shared = Shared.put(config, splits, teacher, start, checkpoints=folder.checkpoints)
+            shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
             try:
-                return run.search(shared, space, first)
+                return run.search(shared, space, start)
             except OSError as error:
                 raise SearchFailedError(f"the run could not be written: {error}") from error
 
@@ -118,25 +129,6 @@ def _teacher(config: SearchConfig, splits: ImageSplits, folder: RunFolder) -> nn
     """The teacher, which the run keeps: another machine would train a slightly other one."""
     kept = {"weights": folder.teacher} if folder.teacher.exists() else {}
     return cached_teacher(splits, config.teacher.model_copy(update=kept))
-
-
-def _marked(
-    config: SearchConfig, splits: ImageSplits, folder: RunFolder, teacher: nn.Module
-) -> dict[str, Any]:
-    """What the folder says has made it, as it is now; a new one is laid out."""
-    now = _made_by(config, splits)
-    if not folder.marker.exists():
-        folder.create(config.to_yaml(), now)
-        with atomic_write(folder.teacher) as temporary:
-            torch.save(teacher.state_dict(), temporary)
-        return now
-    began_with = folder.read_marker()
-    if began_with["data_hash"] != now["data_hash"]:
-        raise UserError(
-            f"{folder.path}: the data of {splits.name} are not those that the run began with: "
-            f"their hash is {now['data_hash']}, was {began_with['data_hash']}"
-        )
-    return now | {name: began_with[name] for name in ("created", "teacher_hash")}
 
 
 class _Run:
@@ -151,37 +143,42 @@ class _Run:
         listen: Listener,
     ) -> None:
         self._config, self._folder, self._ledger, self._listen = config, folder, ledger, listen
-        said = {k: v for k, v in made_by.items() if k != "config"}
+        said = {k: v for k, v in made_by.items() if k not in ("config", "warm_start")}
         self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
         self._metadata["config"] = config.to_yaml()
         self._next_write = 0.0
 
-    def search(self, shared: Shared, space: PolicySpace, first: Sequence[Policy]) -> SearchResult:
+    def search(self, shared: Shared, space: PolicySpace, start: WarmStart) -> SearchResult:
         """Probes, promotion and verdict; raises OSError where the folder cannot be written."""
-        rows = self._probe(shared, space, first)
+        rows = self._probe(shared, space, start)
         promoted = self._promote(shared, rows)
         verdict = decide(promoted.candidates, promoted.failures)
         rows = _with_promoted(rows, promoted.candidates)
         self._finish(rows, verdict)
         return SearchResult(self._folder, rows, promoted.candidates, verdict)
 
-    def _probe(self, shared: Shared, space: PolicySpace, first: Sequence[Policy]) -> list[Row]:
+    def _probe(self, shared: Shared, space: PolicySpace, start: WarmStart) -> list[Row]:
         """The rows of all probes, ranked, each in the table soon after it ended."""
         search = self._config.search
         self._stage("probes", search.trials, search.objective, search.mode, self._probed())
-        if len(self._probed()) < search.trials:
+        unfinished = len(self._probed()) < len(self._ledger.of("probe"))
+        if unfinished or not spent(self._config, self._ledger):
             explore(
                 self._config,
                 shared,
                 space,
-                first,
+                start,
                 ledger=self._ledger,
                 folder=self._folder.tune / "search",
                 ended=self._probe_ended,
             )
         rows = self._ranked()
         self._write(rows)
-        probes = self._ledger.of("probe")
+        probes, reason = self._ledger.of("probe"), spent(self._config, self._ledger)
+        if len(probes) < search.trials:
+            self._listen.note(f"{reason or 'no policy is left'}: {len(probes)} were probed")
+        if not probes:
+            raise SearchFailedError("no policy was probed")
         if too_many(probes, search.max_failed_share) or all(r.status == FAILED for r in rows):
             raise SearchFailedError(f"the search stopped: of its probes {in_common(probes)}")
         return rows
@@ -224,7 +221,7 @@ class _Run:
 
     def _ranked(self) -> list[Row]:
         search = self._config.search
-        return ranked((t.row() for t in self._probed()), search.objective, search.mode)
+        return ranked((t.row() for t in self._probed()), search.directions)
 
     def _probe_ended(self, trial: Trial) -> None:
         self._ended(trial)
@@ -252,9 +249,15 @@ class _Run:
         write_parquet(table, self._folder.policies)
 
 
-def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
+def _made_by(
+    config: SearchConfig, splits: ImageSplits, folder: RunFolder
+) -> tuple[dict[str, Any], WarmStart]:
+    """What makes the run, and where it begins: of one that is gone on with, as its marker says.
+
+    Raises UserError where its data are others than now.
+    """
     packages = ("augury", "torch", "torchvision", "ray", "optuna")
-    return {
+    now = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "objective": config.search.objective,
@@ -264,6 +267,16 @@ def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
         "teacher_hash": teacher_hash(splits, config.teacher),
         "config": config.model_dump(mode="json"),
     }
+    if not folder.marker.exists():
+        start = warm_start(config, now)
+        return now | {"warm_start": start.as_json()}, start
+    before = folder.read_marker()
+    if before["data_hash"] != now["data_hash"]:
+        raise UserError(
+            f"{folder.path}: the data of {splits.name} are not those that the run began with: "
+            f"their hash is {now['data_hash']}, was {before['data_hash']}"
+        )
+    return before | {"versions": now["versions"]}, WarmStart.from_json(before["warm_start"])
 
 
 def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:

@@ -94,8 +94,6 @@ def run_trials(
     folder: Path,
     students: Path | None = None,
     scheduler: TrialScheduler | None = None,
-    objective: str | None = None,
-    mode: str | None = None,
 ) -> None:
     """Runs the `unfinished` trials and then those that `propose` gives, until it gives none.
 
@@ -115,8 +113,6 @@ def run_trials(
             num_samples=-1,
             search_alg=_Proposer(sitting, unfinished, propose),
             scheduler=scheduler or FIFOScheduler(),
-            metric=objective,
-            mode=mode,
             stop=_Stopper(sitting),
             callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
             max_concurrent_trials=concurrent_trials(cluster),

@@ -12,6 +12,7 @@ from search.failures import in_common, too_many
 from search.ledger import Ledger, Trial, opened
 from search.results import FAILED, FINISHED
 from search.trainable import Shared
+from search.warm_start import warm_start
 from spaces import PolicySpace, scheme
 from trainers.datasets import load_splits
 from trainers.models import build_network
@@ -48,10 +49,10 @@ def plan(cluster: str) -> Path:
 def probe(config: SearchConfig, ledger: Ledger, ended: Callable[[Trial], None]) -> None:
     splits = load_splits(config.data)
     teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
-    folder, first = ledger.path.parent, config.search.first()
+    folder, start = ledger.path.parent, warm_start(config, {})
     shared = Shared.put(config, splits, teacher, checkpoints=folder / "checkpoints")
-    space = PolicySpace().including(first)
-    explore(config, shared, space, first, ledger=ledger, folder=folder / "tune", ended=ended)
+    space = PolicySpace().including(start.first)
+    explore(config, shared, space, start, ledger=ledger, folder=folder / "tune", ended=ended)
 
 
 def test_every_fault_is_its_trials_own_and_the_search_goes_on(ledger, plan):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from search.results import (
     FullLength,
     Row,
     export,
+    fronts,
     ranked,
     read_parquet,
     to_table,
@@ -46,21 +48,44 @@ RUNS = (FullLength(1, 0.9, 0.3, 0.8), FullLength(2, 0.94, 0.2, 0.9))
 
 @pytest.fixture
 def table() -> pa.Table:
-    rows = with_full_length(ranked(ROWS, "score", "min"), {scheme("none").identity: RUNS})
+    rows = with_full_length(ranked(ROWS, {"score": "min"}), {scheme("none").identity: RUNS})
     return to_table(rows, "score", {"seed": "0", "config": "data: digits\n"})
 
 
 def test_finished_trials_rank_first_by_objective():
-    by_score = [r.trial_id for r in ranked(ROWS, "score", "min")]
+    by_score = [r.trial_id for r in ranked(ROWS, {"score": "min"})]
     assert by_score == ["a", "c", "d", "b", "control_none"]
-    other_way = [r.trial_id for r in ranked(ROWS, "score", "max")]
+    other_way = [r.trial_id for r in ranked(ROWS, {"score": "max"})]
     assert other_way == ["c", "a", "d", "b", "control_none"]
+
+
+def test_with_several_objectives_the_front_is_first():
+    """Against the definition, pair by pair."""
+    random = np.random.default_rng(0)
+    costs = random.integers(0, 6, size=(40, 2)).tolist()
+
+    def beats(a: list[float], b: list[float]) -> bool:
+        return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+    layers, left, layer = {}, set(range(40)), 0
+    while left:
+        front = {i for i in left if not any(beats(costs[j], costs[i]) for j in left)}
+        layers |= dict.fromkeys(front, layer)
+        left, layer = left - front, layer + 1
+    assert fronts(costs) == [layers[i] for i in range(40)]
+    rows = [
+        Row(f"{i:02}", FINISHED, scheme("none"), {}, {"score": a, "validation_accuracy": -b})
+        for i, (a, b) in enumerate(costs)
+    ]
+    found = ranked(rows, {"score": "min", "validation_accuracy": "max"})
+    order = [int(row.trial_id) for row in found]
+    assert order == sorted(range(40), key=lambda i: (layers[i], costs[i][0], i))
 
 
 def test_a_finished_trial_without_a_value_ranks_behind_a_stopped_one_with_it():
     rows = [row("a", "none", score=math.nan), row("b", "mixup", STOPPED, score=2.0)]
-    assert [r.trial_id for r in ranked(rows, "score", "min")] == ["b", "a"]
-    assert [r.trial_id for r in ranked(rows, "score", "max")] == ["b", "a"]
+    assert [r.trial_id for r in ranked(rows, {"score": "min"})] == ["b", "a"]
+    assert [r.trial_id for r in ranked(rows, {"score": "max"})] == ["b", "a"]
     assert not rows[0].has("score")
 
 

@@ -15,11 +15,13 @@ from ray import tune
 from search.config import load_config
 from search.ledger import opened
 from search.progress import Silence
-from search.results import read_parquet
+from search.proposals import Proposals
+from search.results import FINISHED, read_parquet
 from search.run import SearchResult, resume_search, run_search
 from search.run_folder import RunFolder
 from search.trainable import ProbeTrial, Shared
-from spaces import UserError, scheme
+from search.warm_start import WarmStart, warm_start
+from spaces import PolicySpace, UserError, scheme
 from trainers.datasets import load_splits
 from trainers.models import build_network
 from trainers.teacher import frozen
@@ -82,10 +84,12 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     assert folder.best_policy.read_text() == whole.folder.best_policy.read_text()
     after = folder.ledger.read_text()
     assert after.startswith(before)
-    began = [r["trial"] for r in map(json.loads, after.splitlines()) if r["event"] == "began"]
+    records = [json.loads(line) for line in after.splitlines()]
+    began = [record["trial"] for record in records if record["event"] == "began"]
     assert [trial for trial in set(began) if began.count(trial) > 1] == ["00004"]
     resume_search(folder, Silence())
-    assert folder.ledger.read_text() == after  # there was nothing left to do
+    left = folder.ledger.read_text().removeprefix(after)
+    assert json.loads(left)["event"] == "sitting"  # there was nothing to do
     assert rows(folder) == rows(whole.folder)
     with pytest.raises(UserError, match="--trials 3: the run has 9 already"):
         resume_search(folder, Silence(), trials=3)
@@ -100,6 +104,31 @@ def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):
             resume_search(folder, Silence())
     finally:
         folder.config.write_text(before)
+
+
+def test_a_search_begins_with_the_winners_of_another_and_what_is_known_of_the_rest(whole):
+    made_by = whole.folder.read_marker()
+
+    def begun(**search: Any) -> WarmStart:
+        names = (str(whole.folder.path), "cutout")
+        config = SERIAL.search.model_copy(update={"warm_start": names, **search})
+        start = warm_start(SERIAL.model_copy(update={"search": config}), made_by)
+        assert WarmStart.from_json(start.as_json()) == start
+        return start
+
+    start = begun()
+    identities = [row.policy.identity for row in whole.rows if row.status == FINISHED]
+    first = [policy.identity for policy in start.first]
+    assert first == [*identities[:5], scheme("cutout").identity]
+    assert [policy.identity for policy, _ in start.known] == identities[5:]
+    assert [told["score"] for _, told in start.known] == [
+        r.figures["score"] for r in whole.rows[5:]
+    ]
+    with_known = Proposals(SERIAL.search, PolicySpace().including(start.first), start)
+    asked = [with_known.propose().policy.identity for _ in range(12)]
+    assert asked[:6] == first
+    assert not set(asked) & set(identities[5:])
+    assert begun(probe_epochs=3).known == ()  # longer probes have other figures
 
 
 def test_a_student_goes_on_from_its_checkpoint(tmp_path):

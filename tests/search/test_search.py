@@ -147,6 +147,8 @@ def test_students_that_diverge_are_failures_with_a_reason(tmp_path):
 def test_nothing_is_written_where_the_config_cannot_work(tmp_path):
     with pytest.raises(UserError, match="validation split of 5 images misses class"):
         run_search(changed("data.validation_images=5"), RunFolder(tmp_path / "run"), Silence())
+    with pytest.raises(UserError, match=r"search.warm_start: unknown scheme 'cutmx': did you mean"):
+        run_search(changed('search.warm_start=["cutmx"]'), RunFolder(tmp_path / "run"), Silence())
     with pytest.raises(UserError, match="cpus_per_trial"), connected(ClusterConfig()):
         run_search(changed("cluster.cpus_per_trial=64"), RunFolder(tmp_path / "run"), Silence())
     assert not (tmp_path / "run").exists()
