@@ -1,5 +1,6 @@
 """A search from its config to its verdict: data, teacher, probes, promotion, files."""
 
+import dataclasses
 import json
 import platform
 import shutil
@@ -32,11 +33,13 @@ from search.run_folder import RunFolder, write_text
 from search.trainable import Shared, checkpoint
 from search.verdict import Candidate, Verdict, decide
 from search.warm_start import WarmStart, warm_start
-from spaces import PolicySpace
+from spaces import PolicySpace, scheme
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from trainers.datasets import ImageSplits, load_splits
-from trainers.teacher import cached_teacher, teacher_hash
+from trainers.models import network_for
+from trainers.student import StudentTrainer
+from trainers.teacher import cached_teacher, frozen, teacher_hash
 
 # What a run can be resumed with another value of: the rest would change what its trials mean.
 MAY_CHANGE = (
@@ -103,6 +106,8 @@ def _search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Search
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
     space = space.including([*start.first, *(policy for policy, _ in start.known)])
     student = config.student.start(splits)
+    if not folder.marker.exists():
+        _rehearse(config, splits, student)
     for note in splits.notes:
         listen.note(note)
     with connected(config.cluster) as dashboard:
@@ -123,6 +128,22 @@ def _search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Search
                 return run.search(shared, space, start)
             except OSError as error:
                 raise SearchFailedError(f"the run could not be written: {error}") from error
+
+
+def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None) -> None:
+    """Makes a student as probes will, of an untrained teacher; raises UserError where its layers
+    cannot be quantized, or not be compared by its loss."""
+    one = dataclasses.replace(splits, validation=splits.validation.take(torch.zeros(1).long()))
+    StudentTrainer(
+        teacher=frozen(network_for(config.teacher.architecture, splits, seed=0)),
+        splits=one,
+        policy=scheme("none"),
+        quantization=config.student.quantization,
+        recipe=config.student.recipe,
+        epochs=1,
+        seed=0,
+        network=start,
+    )
 
 
 def _teacher(config: SearchConfig, splits: ImageSplits, folder: RunFolder) -> nn.Module:
