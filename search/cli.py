@@ -17,8 +17,8 @@ from search.teacher_cli import teacher
 
 if TYPE_CHECKING:
     from search.progress import Listener
-    from search.run import SearchResult
     from search.run_folder import RunFolder
+    from search.stages import SearchResult
 
 app = typer.Typer(
     help="Find the data augmentation under which a low-bit student ends up best.",
@@ -98,6 +98,30 @@ def resume(
     _searched(lambda listen: resume_search(folder, listen, trials), folder, as_json, quiet)
 
 
+@app.command()
+def promote(
+    run: Annotated[Path, typer.Argument(help="Folder of a search with probes.")],
+    top: Annotated[int | None, typer.Option(min=1, help="Best policies, beside controls.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Students of each.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the best of a search to full length again, or more of them, and renew its verdict.
+
+    Students that were trained are kept: only further policies and seeds are paid for. What is
+    given goes into the run's config.yaml.
+    """
+    from search.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+
+    from search.run import promote_again
+
+    _searched(
+        lambda listen: promote_again(folder, listen, top=top, seeds=seeds), folder, as_json, quiet
+    )
+
+
 def _searched(
     go: "Callable[[Listener], SearchResult]", folder: "RunFolder", as_json: bool, quiet: bool
 ) -> None:
@@ -105,7 +129,7 @@ def _searched(
     from search.config import load_config
     from search.console import print_result, progress
     from search.results import read_parquet
-    from search.run import SearchFailedError
+    from search.stages import SearchFailedError
 
     go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
     try:
@@ -167,7 +191,9 @@ def score(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    to: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .json.")],
+    to: Annotated[
+        str, typer.Option(help="File or address (s3://...) to write: .parquet, .csv or .json.")
+    ],
 ) -> None:
     """Write the ranked policies of a run to one file, in the format of its ending."""
     from search.results import export as write

@@ -181,11 +181,9 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Sear
     return config
 
 
-def differences(before: SearchConfig, now: SearchConfig) -> dict[str, str]:
-    """`search.trials is 20, was 10`, by the keys whose values differ."""
-    flat = [_flat(config.model_dump(mode="json")) for config in (before, now)]
-    keys = [key for key in flat[0] | flat[1] if flat[0].get(key) != flat[1].get(key)]
-    return {key: f"{key} is {flat[1].get(key)!r}, was {flat[0].get(key)!r}" for key in keys}
+def flat(config: SearchConfig) -> dict[str, Any]:
+    """Every value by its path, such as `search.trials`."""
+    return _flat(config.model_dump(mode="json"))
 
 
 def _flat(content: Any, above: str = "") -> dict[str, Any]:
@@ -193,6 +191,13 @@ def _flat(content: Any, above: str = "") -> dict[str, Any]:
         return {above: content}
     parts = [_flat(value, f"{above}.{key}" if above else key) for key, value in content.items()]
     return {key: value for part in parts for key, value in part.items()}
+
+
+def differences(before: SearchConfig, now: SearchConfig) -> dict[str, str]:
+    """`search.trials is 20, was 10`, by the paths whose values differ."""
+    old, new = flat(before), flat(now)
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    return {key: f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in keys}
 
 
 # Beside its own errors, the reader passes on those of dates and numbers that are none.

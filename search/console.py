@@ -16,7 +16,7 @@ from spaces.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from search.config import SearchConfig
-    from search.run import SearchResult
+    from search.stages import SearchResult
     from trainers.scoring import PolicyScore
 
 ROWS_SHOWN = 12

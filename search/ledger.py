@@ -41,6 +41,7 @@ class Trial:
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0  # of all epochs
     places: dict[str, Any] = field(default_factory=dict)  # by PLACES, of the last epoch
+    augury: str = ""  # the version that began it last
     status: str | None = None
     failure: str | None = None
     test_accuracy: float = math.nan
@@ -68,6 +69,9 @@ class Trial:
             figures={name: self.figures[name] for name in FIGURES if name in self.figures},
             seconds=self.seconds if self.epochs else math.nan,
             failure=self.failure,
+            seed=self.seed,
+            augury=self.augury,
+            **self.places,
         )
 
     def full_length(self) -> FullLength:
@@ -90,6 +94,7 @@ class Ledger:
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self.path = file, path
         self.trials: dict[str, Trial] = {}
+        self._augury = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
         self.history: list[tuple[Literal["began", "ended"], Trial]] = []
         end = 0
@@ -104,9 +109,9 @@ class Ledger:
         file.seek(end)
         file.truncate()
 
-    def sitting(self, **told: Any) -> None:
-        """Notes that a process begins to work on the run; `told` says with which versions."""
-        self._add(event="sitting", **told)
+    def sitting(self, versions: Mapping[str, str]) -> None:
+        """Notes that a process begins to work on the run, with these versions of packages."""
+        self._add(event="sitting", versions=dict(versions))
 
     def seconds(self) -> float:
         """How long the run has been worked on: up to the last line of former sittings, and up to
@@ -154,6 +159,7 @@ class Ledger:
         event = record["event"]
         if event == "sitting":
             self._sittings.append((record["at"], record["at"]))
+            self._augury = record["versions"]["augury"]
             return
         if self._sittings:
             self._sittings[-1] = (self._sittings[-1][0], record["at"])
@@ -187,6 +193,7 @@ class Ledger:
             self.trials[trial.id] = trial
             self.history.append(("began", trial))
         trial.attempts += 1
+        trial.augury = self._augury
 
 
 @contextmanager

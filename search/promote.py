@@ -55,8 +55,7 @@ def promote(
     Students that the ledger has are not trained again. Test accuracy is read once per student,
     after its last epoch; no choice hangs on it.
     """
-    students = [s for policy, _ in chosen for s in _students(policy, config)]
-    known = ledger.trials
+    known, students = ledger.trials, students_of(chosen, config)
     left = [known.get(s.id, s) for s in students if s.id not in known or not known[s.id].status]
     folder.students.mkdir(exist_ok=True)
     epochs = config.promotion.epochs
@@ -84,11 +83,12 @@ def promote(
     return Promoted(candidates, tuple(failures))
 
 
-def _students(policy: Policy, config: SearchConfig) -> list[Trial]:
-    """The students of one policy, by seed."""
+def students_of(chosen: Sequence[tuple[Policy, Role]], config: SearchConfig) -> list[Trial]:
+    """What promotion trains, by policy and seed."""
     # Not the probes' seeds: a policy must not profit from the luck that promoted it.
     first, epochs = config.search.seed + 1, config.promotion.epochs
     return [
         Trial(f"{policy.identity}-{seed}-{epochs}", "promotion", policy, seed)
+        for policy, _ in chosen
         for seed in range(first, first + config.promotion.seeds)
     ]

@@ -1,15 +1,19 @@
 """The ranked table: one row per trial, best first, in parquet and out of it."""
 
+import io
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.fs
 import pyarrow.parquet as pq
 
 from spaces.atomic_write import atomic_write
@@ -17,7 +21,7 @@ from spaces.errors import UserError
 from spaces.policy import Policy
 from trainers.student import FIGURES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_PREFIX = "augury."
 FINISHED, STOPPED, FAILED, CONTROL = "finished", "stopped", "failed", "control"
 
@@ -45,12 +49,18 @@ class Row:
     seconds: float = math.nan
     failure: str | None = None
     full_length: tuple[FullLength, ...] = ()
+    seed: int | None = None
+    batch_size: int | None = None
+    node: str | None = None
+    device: str | None = None
+    augury: str | None = None  # the version that trained it
 
     def has(self, figure: str) -> bool:
         """Whether the trial reported a number for `figure`."""
         return math.isfinite(self.figures.get(figure, math.nan))
 
 
+HASHES = ("config_hash", "data_hash", "teacher_hash")
 _FULL_COLUMNS = [
     f"full_{figure}_{statistic}"
     for figure in ("validation_accuracy", "validation_loss", "test_accuracy")
@@ -66,9 +76,14 @@ SCHEMA = pa.schema(
         pa.field("policy_identity", pa.string(), nullable=False),
         pa.field("params_json", pa.string(), nullable=False),
         pa.field("objective", pa.float64()),
+        pa.field("front", pa.bool_(), nullable=False),
         *(pa.field(name, pa.int32() if name == "epoch" else pa.float64()) for name in FIGURES),
         pa.field("seconds", pa.float64()),
         pa.field("failure", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("batch_size", pa.int32()),
+        *(pa.field(name, pa.string()) for name in ("node", "device", "augury")),
+        *(pa.field(name, pa.string()) for name in HASHES),
         pa.field("full_seeds", pa.list_(pa.int64()), nullable=False),
         *(pa.field(name, pa.float64()) for name in _FULL_COLUMNS),
     ]
@@ -84,16 +99,7 @@ def ranked(rows: Iterable[Row], directions: Mapping[str, str]) -> list[Row]:
     """
     rows = list(rows)
     order = {FINISHED: 0, STOPPED: 1, FAILED: 2, CONTROL: 3}
-    signs = [1 if mode == "min" else -1 for mode in directions.values()]
-    costs = [
-        [
-            sign * row.figures.get(name, math.nan)
-            for name, sign in zip(directions, signs, strict=True)
-        ]
-        for row in rows
-    ]
-    finished = [i for i, row in enumerate(rows) if row.status == FINISHED and _known(costs[i])]
-    layers = dict(zip(finished, fronts([costs[i] for i in finished]), strict=True))
+    costs, layers = _costs(rows, directions), _layers(rows, directions)
 
     def key(index: int) -> tuple[bool, int, int, float, str]:
         row, known = rows[index], _known(costs[index])
@@ -103,11 +109,26 @@ def ranked(rows: Iterable[Row], directions: Mapping[str, str]) -> list[Row]:
     return [rows[index] for index in sorted(range(len(rows)), key=key)]
 
 
+def _costs(rows: Sequence[Row], directions: Mapping[str, str]) -> list[list[float]]:
+    signs = {name: 1 if mode == "min" else -1 for name, mode in directions.items()}
+    return [[sign * row.figures.get(n, math.nan) for n, sign in signs.items()] for row in rows]
+
+
+def _layers(rows: Sequence[Row], directions: Mapping[str, str]) -> dict[int, int]:
+    """The front of each finished row, by index."""
+    costs = _costs(rows, directions)
+    finished = [i for i, row in enumerate(rows) if row.status == FINISHED and _known(costs[i])]
+    return dict(zip(finished, fronts([costs[i] for i in finished]), strict=True))
+
+
 def fronts(costs: Sequence[Sequence[float]]) -> list[int]:
     """The front that each of several vectors of costs is in, 0 for those that no other one
     dominates: none better in one of them and no worse in any."""
-    if not costs or len(costs[0]) == 1:
-        return [0] * len(costs)  # one objective is an order, which needs no fronts
+    if not costs:
+        return []
+    if len(costs[0]) == 1:  # an order, in which every value is a front
+        order = sorted({cost for (cost,) in costs})
+        return [bisect_left(order, cost) for (cost,) in costs]
     values = np.asarray(costs)
     found, left, layer = np.zeros(len(values), int), np.arange(len(values)), 0
     while len(left):
@@ -124,18 +145,26 @@ def _known(costs: Sequence[float]) -> bool:
     return all(map(math.isfinite, costs))
 
 
-def to_table(rows: Iterable[Row], objective: str, metadata: Mapping[str, str]) -> pa.Table:
-    """The table of `rows` in their order; `metadata` goes into the file's schema."""
-    records = [_record(rank, row, objective) for rank, row in enumerate(rows, start=1)]
+def to_table(
+    rows: Iterable[Row], directions: Mapping[str, str], metadata: Mapping[str, str]
+) -> pa.Table:
+    """The table of `rows` in their order; `metadata` goes into the file's schema, and the hashes
+    among it into every row. `directions` are as of `ranked`."""
+    rows = list(rows)
+    layers, objective = _layers(rows, directions), next(iter(directions))
+    alike = {name: metadata.get(name) for name in HASHES}
+    records = [
+        {"rank": index + 1, "front": layers.get(index) == 0, **_record(row, objective), **alike}
+        for index, row in enumerate(rows)
+    ]
     full = {"schema_version": str(SCHEMA_VERSION), **metadata}
     schema = SCHEMA.with_metadata({METADATA_PREFIX + k: v for k, v in full.items()})
     return pa.Table.from_pylist(records, schema=schema)
 
 
-def _record(rank: int, row: Row, objective: str) -> dict[str, Any]:
+def _record(row: Row, objective: str) -> dict[str, Any]:
     figures = {n: v if math.isfinite(v) else None for n, v in row.figures.items() if n in FIGURES}
     record = {
-        "rank": rank,
         "trial_id": row.trial_id,
         "status": row.status,
         "policy": str(row.policy),
@@ -146,6 +175,11 @@ def _record(rank: int, row: Row, objective: str) -> dict[str, Any]:
         **figures,
         "seconds": row.seconds if math.isfinite(row.seconds) else None,
         "failure": row.failure,
+        "seed": row.seed,
+        "batch_size": row.batch_size,
+        "node": row.node,
+        "device": row.device,
+        "augury": row.augury,
         "full_seeds": [run.seed for run in row.full_length],
     }
     for name in ("validation_accuracy", "validation_loss", "test_accuracy"):
@@ -192,27 +226,54 @@ def read_parquet(path: Path) -> pa.Table:
     return table
 
 
-def export(table: pa.Table, path: Path) -> None:
-    """Writes the table as its ending says: .parquet, .csv or .json (a list of records)."""
-    ending = path.suffix.lower()
+def export(table: pa.Table, to: str) -> None:
+    """Writes the table as its ending says: .parquet, .csv or .json (a list of records).
+
+    `to` is a path, or an address such as s3://bucket/table.parquet that pyarrow or fsspec knows.
+    Raises UserError where it cannot be written; whole or not at all.
+    """
+    ending = PurePosixPath(to).suffix.lower()
     if ending not in (".parquet", ".csv", ".json"):
-        raise UserError(f"{path}: export writes .parquet, .csv or .json, got {ending or 'none'!r}")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to")
+        raise UserError(f"{to}: export writes .parquet, .csv or .json, got {ending or 'none'!r}")
     try:
-        _write(table, path, ending)
+        if "://" in to:
+            content = io.BytesIO()
+            _write(table, content, ending)
+            _put(content.getvalue(), to)
+            return
+        if not Path(to).absolute().parent.is_dir():
+            raise UserError(f"{to}: there is no folder {Path(to).absolute().parent} to write to")
+        with atomic_write(to) as temporary, temporary.open("wb") as file:
+            _write(table, file, ending)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{to}: cannot be written: {error.strerror or error}") from None
 
 
-def _write(table: pa.Table, path: Path, ending: str) -> None:
-    with atomic_write(path) as temporary:
-        if ending == ".parquet":
-            pq.write_table(table, temporary)
-        elif ending == ".csv":
-            seeds = [" ".join(map(str, row)) for row in table.column("full_seeds").to_pylist()]
-            at = table.schema.get_field_index("full_seeds")
-            pyarrow.csv.write_csv(table.set_column(at, "full_seeds", pa.array(seeds)), temporary)
-        else:
-            text = json.dumps(table.to_pylist(), indent=2, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+def _put(content: bytes, address: str) -> None:
+    """One object at `address`, which appears when it is complete."""
+    try:
+        files, path = pa.fs.FileSystem.from_uri(address)
+    except pa.ArrowInvalid:  # no scheme of pyarrow's own
+        files, path = _by_fsspec(address)
+    with files.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def _by_fsspec(address: str) -> tuple[pa.fs.FileSystem, str]:
+    try:
+        files, path = fsspec.core.url_to_fs(address)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{address}: {error}") from None
+    return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(files)), path
+
+
+def _write(table: pa.Table, file: BinaryIO, ending: str) -> None:
+    if ending == ".parquet":
+        pq.write_table(table, file)
+    elif ending == ".csv":
+        seeds = [" ".join(map(str, row)) for row in table.column("full_seeds").to_pylist()]
+        at = table.schema.get_field_index("full_seeds")
+        pyarrow.csv.write_csv(table.set_column(at, "full_seeds", pa.array(seeds)), file)
+    else:
+        text = json.dumps(table.to_pylist(), indent=2, ensure_ascii=False)
+        file.write(f"{text}\n".encode())

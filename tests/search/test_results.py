@@ -3,7 +3,9 @@
 import csv
 import json
 import math
+import re
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +17,7 @@ from search.results import (
     FAILED,
     FINISHED,
     SCHEMA,
+    SCHEMA_VERSION,
     STOPPED,
     FullLength,
     Row,
@@ -49,7 +52,7 @@ RUNS = (FullLength(1, 0.9, 0.3, 0.8), FullLength(2, 0.94, 0.2, 0.9))
 @pytest.fixture
 def table() -> pa.Table:
     rows = with_full_length(ranked(ROWS, {"score": "min"}), {scheme("none").identity: RUNS})
-    return to_table(rows, "score", {"seed": "0", "config": "data: digits\n"})
+    return to_table(rows, {"score": "min"}, {"seed": "0", "config": "data: digits\n"})
 
 
 def test_finished_trials_rank_first_by_objective():
@@ -92,7 +95,7 @@ def test_a_finished_trial_without_a_value_ranks_behind_a_stopped_one_with_it():
 def test_the_largest_seed_fits_the_table():
     runs = (FullLength(2**31 + 5, 0.9, 0.3, 0.8),)
     rows = with_full_length(ROWS[2:3], {scheme("none").identity: runs})
-    assert to_table(rows, "score", {}).to_pylist()[0]["full_seeds"] == [2**31 + 5]
+    assert to_table(rows, {"score": "min"}, {}).to_pylist()[0]["full_seeds"] == [2**31 + 5]
 
 
 def test_the_table_has_a_row_per_trial_and_every_figure(table):
@@ -117,7 +120,7 @@ def test_parquet_keeps_everything_and_says_what_made_it(table, tmp_path):
     write_parquet(table, path)
     again = read_parquet(path)
     assert again.equals(table)
-    assert again.schema.metadata[b"augury.schema_version"] == b"1"
+    assert again.schema.metadata[b"augury.schema_version"] == b"2"
     assert again.schema.metadata[b"augury.config"] == b"data: digits\n"
     assert len(pd.read_parquet(path)) == 5
 
@@ -135,27 +138,48 @@ def test_a_table_of_another_kind_is_refused(tmp_path):
 
 
 def test_export_by_ending(table, tmp_path):
-    export(table, tmp_path / "p.parquet")
+    export(table, str(tmp_path / "p.parquet"))
     assert read_parquet(tmp_path / "p.parquet").num_rows == 5
-    export(table, tmp_path / "p.json")
+    export(table, str(tmp_path / "p.json"))
     records = json.loads((tmp_path / "p.json").read_text())
     assert [r["policy"] for r in records] == table.column("policy").to_pylist()
-    export(table, tmp_path / "p.csv")
+    export(table, str(tmp_path / "p.csv"))
     with (tmp_path / "p.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [r["rank"] for r in rows] == list("12345")
     assert rows[0]["full_seeds"] == "1 2"
     assert json.loads(rows[0]["policy_json"])["name"] == "none"
     with pytest.raises(UserError, match=r"writes .parquet, .csv or .json, got '.xlsx'"):
-        export(table, tmp_path / "p.xlsx")
+        export(table, str(tmp_path / "p.xlsx"))
     assert not (tmp_path / "p.xlsx").exists()
     with pytest.raises(UserError, match=r"there is no folder .*nowhere to write to"):
-        export(table, tmp_path / "nowhere" / "p.csv")
+        export(table, str(tmp_path / "nowhere" / "p.csv"))
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UserError, match=r"folder.csv: cannot be written: Is a directory"):
-        export(table, tmp_path / "folder.csv")
+        export(table, str(tmp_path / "folder.csv"))
     with pytest.raises(UserError, match=r"cannot be written: File name too long"):
-        export(table, tmp_path / ("x" * 300 + ".csv"))
+        export(table, str(tmp_path / ("x" * 300 + ".csv")))
+
+
+def test_export_to_an_address(table, tmp_path):
+    export(table, f"file://{tmp_path}/p.parquet")
+    assert read_parquet(tmp_path / "p.parquet").equals(table)
+    export(table, "memory://bucket/p.parquet")
+    with fsspec.open("memory://bucket/p.parquet") as file:
+        assert pq.read_table(file).equals(table)
+    with pytest.raises(UserError, match="Protocol not known: nowhere"):
+        export(table, "nowhere://bucket/p.parquet")
+
+
+def test_the_documented_contract_is_the_schema(repo_root):
+    """Names, types, what may be null, and the version."""
+    text = (repo_root / "docs" / "policies-parquet.md").read_text()
+    assert f"This is version {SCHEMA_VERSION} of the schema" in text
+    documented = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
+    types = [(field.name, str(field.type), field.nullable) for field in SCHEMA]
+    spelt = {"list<element: int64>": "list of int64", "list<item: int64>": "list of int64"}
+    expected = [(n, spelt.get(t, t) + (", or null" if null else "")) for n, t, null in types]
+    assert documented == expected
 
 
 def test_a_run_folder_is_made_once_and_opened_again(tmp_path):

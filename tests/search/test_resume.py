@@ -17,8 +17,9 @@ from search.ledger import opened
 from search.progress import Silence
 from search.proposals import Proposals
 from search.results import FINISHED, read_parquet
-from search.run import SearchResult, resume_search, run_search
+from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
+from search.stages import SearchResult
 from search.trainable import ProbeTrial, Shared
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, UserError, scheme
@@ -93,6 +94,11 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     assert rows(folder) == rows(whole.folder)
     with pytest.raises(UserError, match="--trials 3: the run has 9 already"):
         resume_search(folder, Silence(), trials=3)
+    more = promote_again(folder, Silence(), top=1, seeds=2)
+    began = folder.ledger.read_text().removeprefix(after).count('"began"')
+    assert began == len(more.candidates)  # the second seed of each; the first was there
+    assert {len(candidate.runs) for candidate in more.candidates} == {2}
+    assert load_config(folder.config).promotion.seeds == 2
 
 
 def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):

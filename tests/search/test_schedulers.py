@@ -25,7 +25,7 @@ PLACE = {"seconds": 1800.0, "node": "here", "device": "cpu", "batch_size": 8}
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     with opened(tmp_path / "trials.jsonl") as ledger:
-        ledger.sitting()
+        ledger.sitting({"augury": "1.0"})
         yield ledger
 
 

@@ -14,8 +14,9 @@ from search.cluster import connected
 from search.config import ClusterConfig, SearchConfig, load_config
 from search.progress import Silence
 from search.results import FAILED, FINISHED, STOPPED
-from search.run import SearchFailedError, SearchResult, run_search
+from search.run import run_search
 from search.run_folder import RunFolder
+from search.stages import SearchFailedError, SearchResult
 from spaces import UserError, load_policy, scheme
 from trainers.student import FIGURES
 
@@ -72,7 +73,7 @@ def test_the_file_says_what_made_it(result):
     found = {
         key.decode().removeprefix("augury."): value.decode() for key, value in metadata.items()
     }
-    assert found["schema_version"] == "1"
+    assert found["schema_version"] == "2"
     assert found["seed"] == "0"
     assert found["objective"] == "score"
     assert len(found["data_hash"]) == len(found["teacher_hash"]) == 16
@@ -137,7 +138,9 @@ def test_students_that_diverge_are_failures_with_a_reason(tmp_path):
     content["student"]["recipe"]["learning_rate"] = 1e30
     content["search"]["trials"] = 3
     folder = RunFolder(tmp_path / "diverged")
-    with pytest.raises(SearchFailedError, match="every probe failed; the first: DivergedError"):
+    with pytest.raises(
+        SearchFailedError, match="of its probes 3 of 3 failed: 3 of 3 with 'DivergedError"
+    ):
         run_search(SearchConfig.model_validate(content), folder, Silence())
     table = pq.read_table(folder.policies)
     assert table.column("status").to_pylist() == [FAILED] * 3
