@@ -24,17 +24,17 @@ from spaces.flat import FlatSpace
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 FLAT = ("gp", "cmaes", "qmc")  # searchers that know numbers alone
-# How often a sampler may repeat itself before random proposals take its place. GP goes for one best
-# place, and takes seconds to find it again.
-PATIENCE, PATIENCE_WITH_GP = 30, 2
-RANDOM_PROPOSALS = 300
+PATIENCE = 3  # how often a sampler may repeat itself before its neighbourhood is looked at
+NEIGHBOURS = 300  # at most, ever farther away
+NEAR = 10  # neighbours that differ in as many parameters
 
 
 class Proposals:
     """Policies for trials 0, 1, ...: those of `start`, then what the sampler makes of the past and
     of what was known before.
 
-    No policy is proposed twice, nor one that was known before. A trial that the scheduler stopped
+    No policy is proposed twice, nor one that was known before: where the sampler repeats itself, a
+    neighbour of what it wanted is taken. A trial that the scheduler stopped
     is told to Optuna as pruned, one without a number as failed.
     """
 
@@ -104,13 +104,26 @@ class Proposals:
         if self._count < len(self._first):
             yield 1, self._given(self._space.params(self._first[self._count]), 1)
             return
-        for attempt in range(1, self._patience + RANDOM_PROPOSALS + 1):
-            yield attempt, self._asked(attempt)
+        params: dict[str, Any] = {}
+        for attempt in range(1, PATIENCE + NEIGHBOURS + 1):
+            if attempt > PATIENCE:
+                self._study.enqueue_trial(self._some(params, attempt))  # the rest is drawn
+            asked = self._asked(attempt)
+            yield attempt, asked
+            if attempt <= PATIENCE:
+                params = asked.params
+
+    def _some(self, params: dict[str, Any], attempt: int) -> dict[str, Any]:
+        """`params` without those in which a neighbour may differ."""
+        draw = randomness.generator(self._config.seed, self._count, attempt, "neighbour")
+        left = 1 + (attempt - PATIENCE) // NEAR
+        kept = draw.permutation(list(params))[left:]
+        return {name: params[name] for name in kept}
 
     def _asked(self, attempt: int) -> optuna.Trial:
         """A running trial whose parameters the sampler gives."""
         seed = randomness.key(self._config.seed, self._count, attempt, "proposal") % 2**32
-        random = attempt > self._patience
+        random = attempt > PATIENCE
         self._study.sampler = (
             optuna.samplers.RandomSampler(seed) if random else _sampler(self._config, seed)
         )
@@ -124,10 +137,6 @@ class Proposals:
             asked.relative_params  # noqa: B018 - as it was asked when the parameters were not known
         self._space.suggest(asked)
         return asked
-
-    @property
-    def _patience(self) -> int:
-        return PATIENCE_WITH_GP if self._config.searcher == "gp" else PATIENCE
 
     @property
     def _remembers(self) -> bool:
