@@ -128,8 +128,8 @@ def _searched(
     """Lets a search go and prints what it found, or why it ended and how it can go on."""
     from search.config import load_config
     from search.console import print_result, progress
-    from search.results import read_parquet
     from search.stages import SearchFailedError
+    from search.table import read_parquet
 
     go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
     try:
@@ -195,10 +195,14 @@ def export(
         str, typer.Option(help="File or address (s3://...) to write: .parquet, .csv or .json.")
     ],
 ) -> None:
-    """Write the ranked policies of a run to one file, in the format of its ending."""
-    from search.results import export as write
-    from search.results import read_parquet
+    """Write the ranked policies of a run to one file, in the format of its ending.
+
+    Also while the search runs, with what it has by then. Addresses are those of pyarrow and fsspec,
+    with credentials and endpoint from the environment.
+    """
+    from search.destinations import export as write
     from search.run_folder import RunFolder
+    from search.table import read_parquet
 
     table = read_parquet(RunFolder.open(run).policies)
     write(table, to)

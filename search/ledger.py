@@ -41,7 +41,7 @@ class Trial:
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0  # of all epochs
     places: dict[str, Any] = field(default_factory=dict)  # by PLACES, of the last epoch
-    augury: str = ""  # the version that began it last
+    code_version: str = ""  # of the code that began it last
     status: str | None = None
     failure: str | None = None
     test_accuracy: float = math.nan
@@ -70,7 +70,8 @@ class Trial:
             seconds=self.seconds if self.epochs else math.nan,
             failure=self.failure,
             seed=self.seed,
-            augury=self.augury,
+            code_version=self.code_version,
+            attempts=self.attempts,
             **self.places,
         )
 
@@ -94,7 +95,7 @@ class Ledger:
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self._file, self.path = file, path
         self.trials: dict[str, Trial] = {}
-        self._augury = ""
+        self._code_version = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
         self.history: list[tuple[Literal["began", "ended"], Trial]] = []
         end = 0
@@ -159,7 +160,7 @@ class Ledger:
         event = record["event"]
         if event == "sitting":
             self._sittings.append((record["at"], record["at"]))
-            self._augury = record["versions"]["augury"]
+            self._code_version = record["versions"]["augury"]
             return
         if self._sittings:
             self._sittings[-1] = (self._sittings[-1][0], record["at"])
@@ -193,7 +194,7 @@ class Ledger:
             self.trials[trial.id] = trial
             self.history.append(("began", trial))
         trial.attempts += 1
-        trial.augury = self._augury
+        trial.code_version = self._code_version
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from search.cluster import connected
+from search.code_version import code_version
 from search.config import SearchConfig, differences, flat, load_config
 from search.ledger import opened
 from search.progress import Listener
@@ -166,9 +167,11 @@ def _made_by(
 
     Raises UserError where its data are others than now.
     """
-    packages = ("augury", "torch", "torchvision", "ray", "optuna")
+    packages = ("torch", "torchvision", "ray", "optuna")
     now = {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in packages}
+        | {"augury": code_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "objective": config.search.objective,
         "mode": config.search.mode,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search.code_version import code_version
 from search.config import SearchConfig
 from search.explore import explore, spent
 from search.failures import in_common, too_many
@@ -18,11 +19,10 @@ from search.results import (
     FAILED,
     Row,
     ranked,
-    to_table,
     with_full_length,
-    write_parquet,
 )
 from search.run_folder import RunFolder, write_text
+from search.table import to_table, write_parquet
 from search.trainable import Shared, checkpoint
 from search.verdict import Candidate, Verdict, decide
 from search.warm_start import WarmStart
@@ -166,5 +166,12 @@ def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list
     probed = {row.policy.identity for row in rows}
     controls = [c for c in candidates if c.policy.identity not in probed]
     return rows + [
-        Row(f"control_{c.role}", CONTROL, c.policy, full_length=c.runs) for c in controls
+        Row(
+            f"control_{c.role}",
+            CONTROL,
+            c.policy,
+            full_length=c.runs,
+            code_version=code_version(),
+        )
+        for c in controls
     ]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from search.config import SearchConfig
-from search.results import FINISHED, read_parquet
+from search.results import FINISHED
 from search.run_folder import RunFolder
+from search.table import read_parquet
 from spaces.errors import UserError
 from spaces.policy import Policy, policy_from_json
 from spaces.schemes import policy_called

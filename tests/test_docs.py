@@ -11,7 +11,7 @@ import typer.main
 
 from search.cli import app
 from search.config import load_config
-from search.results import to_table, write_parquet
+from search.table import to_table, write_parquet
 from spaces import scheme
 
 ROOT = Path(__file__).parent.parent

@@ -1,13 +1,13 @@
 """The run folder and the ranked table."""
 
-import csv
 import json
 import math
-import re
+import threading
 
-import fsspec
+import duckdb
 import numpy as np
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,27 +16,26 @@ from search.results import (
     CONTROL,
     FAILED,
     FINISHED,
-    SCHEMA,
-    SCHEMA_VERSION,
     STOPPED,
     FullLength,
     Row,
-    export,
     fronts,
     ranked,
-    read_parquet,
-    to_table,
     with_full_length,
-    write_parquet,
 )
 from search.run_folder import RunFolder
+from search.table import SCHEMA, SCHEMA_VERSION, described, read_parquet, to_table, write_parquet
 from spaces import UserError, scheme
 from trainers.student import FIGURES
+
+PLACE = {"seed": 7, "attempts": 2, "device": "cpu", "node": "here", "code_version": "0.1"}
+HASHES = {"config_hash": "c0", "data_hash": "d0", "teacher_hash": "t0"}
 
 
 def row(trial_id: str, name: str, status: str = FINISHED, score: float = math.nan) -> Row:
     figures = {"score": score, "validation_accuracy": 0.9, "epoch": 3}
-    return Row(trial_id, status, scheme(name), {"form": "scheme"}, figures, seconds=1.5)
+    failure = "DivergedError: no" if status == FAILED else None
+    return Row(trial_id, status, scheme(name), {}, figures, 1.5, failure, **PLACE)
 
 
 ROWS = [
@@ -52,7 +51,7 @@ RUNS = (FullLength(1, 0.9, 0.3, 0.8), FullLength(2, 0.94, 0.2, 0.9))
 @pytest.fixture
 def table() -> pa.Table:
     rows = with_full_length(ranked(ROWS, {"score": "min"}), {scheme("none").identity: RUNS})
-    return to_table(rows, {"score": "min"}, {"seed": "0", "config": "data: digits\n"})
+    return to_table(rows, {"score": "min"}, {"seed": "0", "config": "data: digits\n"} | HASHES)
 
 
 def test_finished_trials_rank_first_by_objective():
@@ -122,7 +121,63 @@ def test_parquet_keeps_everything_and_says_what_made_it(table, tmp_path):
     assert again.equals(table)
     assert again.schema.metadata[b"augury.schema_version"] == b"2"
     assert again.schema.metadata[b"augury.config"] == b"data: digits\n"
-    assert len(pd.read_parquet(path)) == 5
+
+
+def test_every_row_says_what_made_it(table):
+    first, *_, failed, control = table.to_pylist()
+    assert first.items() >= (HASHES | PLACE | {"seconds": 1.5, "reason": None}).items()
+    assert failed["reason"] == "DivergedError: no"
+    assert control.items() >= HASHES.items()
+    assert table["reason"].to_pylist()[2] == "stopped by the scheduler after epoch 3"
+
+
+def test_the_page_has_the_columns_as_they_are(table, repo_root):
+    page = (repo_root / "docs" / "policies-parquet.md").read_text()
+    assert described() in page
+    assert f"This is version {SCHEMA_VERSION} of the schema" in page
+    assert all(column.metadata[b"meaning"] for column in SCHEMA)
+    units = {column.name: column.metadata[b"unit"].decode() for column in SCHEMA}
+    assert units["seconds"] == "s"
+    assert units["score"] == units["full_validation_loss_std"] == "nats"
+    assert units["validation_accuracy"] == units["full_test_accuracy_mean"] == "fraction"
+
+
+def test_others_read_the_table_in_one_line(table, tmp_path):
+    path = tmp_path / "policies.parquet"
+    write_parquet(table, path)
+    for_all = table.to_pylist()
+    assert polars.read_parquet(path).to_dicts() == for_all
+    found = duckdb.sql(f"FROM '{path}'")
+    assert [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()] == for_all
+    frame = pd.read_parquet(path)
+    assert list(frame["policy"]) == table["policy"].to_pylist()
+    assert list(frame.columns) == SCHEMA.names
+    with_unit = pq.read_schema(path).field("seconds").metadata
+    assert with_unit[b"unit"] == b"s"
+
+
+def test_a_reader_never_sees_half_a_table(table, tmp_path):
+    """Somebody reads as often as they can while tables of other lengths take its place."""
+    path = tmp_path / "policies.parquet"
+    tables = [pa.concat_tables([table] * times) for times in (1, 40, 400)]
+    lengths = {len(one) for one in tables}
+    write_parquet(tables[0], path)
+
+    def rewrite() -> None:
+        for turn in range(60):
+            write_parquet(tables[turn % 3], path)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        found = read_parquet(path)
+        assert found["trial_id"].to_pylist()[:5] == table["trial_id"].to_pylist()
+        seen.add(len(found))
+    writer.join()
+    assert seen <= lengths
+    assert len(seen) > 1  # they did meet
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_table_of_another_kind_is_refused(tmp_path):
@@ -135,51 +190,6 @@ def test_a_table_of_another_kind_is_refused(tmp_path):
         read_parquet(path)
     with pytest.raises(UserError, match="no readable table"):
         read_parquet(tmp_path / "nowhere.parquet")
-
-
-def test_export_by_ending(table, tmp_path):
-    export(table, str(tmp_path / "p.parquet"))
-    assert read_parquet(tmp_path / "p.parquet").num_rows == 5
-    export(table, str(tmp_path / "p.json"))
-    records = json.loads((tmp_path / "p.json").read_text())
-    assert [r["policy"] for r in records] == table.column("policy").to_pylist()
-    export(table, str(tmp_path / "p.csv"))
-    with (tmp_path / "p.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [r["rank"] for r in rows] == list("12345")
-    assert rows[0]["full_seeds"] == "1 2"
-    assert json.loads(rows[0]["policy_json"])["name"] == "none"
-    with pytest.raises(UserError, match=r"writes .parquet, .csv or .json, got '.xlsx'"):
-        export(table, str(tmp_path / "p.xlsx"))
-    assert not (tmp_path / "p.xlsx").exists()
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere to write to"):
-        export(table, str(tmp_path / "nowhere" / "p.csv"))
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match=r"folder.csv: cannot be written: Is a directory"):
-        export(table, str(tmp_path / "folder.csv"))
-    with pytest.raises(UserError, match=r"cannot be written: File name too long"):
-        export(table, str(tmp_path / ("x" * 300 + ".csv")))
-
-
-def test_export_to_an_address(table, tmp_path):
-    export(table, f"file://{tmp_path}/p.parquet")
-    assert read_parquet(tmp_path / "p.parquet").equals(table)
-    export(table, "memory://bucket/p.parquet")
-    with fsspec.open("memory://bucket/p.parquet") as file:
-        assert pq.read_table(file).equals(table)
-    with pytest.raises(UserError, match="Protocol not known: nowhere"):
-        export(table, "nowhere://bucket/p.parquet")
-
-
-def test_the_documented_contract_is_the_schema(repo_root):
-    """Names, types, what may be null, and the version."""
-    text = (repo_root / "docs" / "policies-parquet.md").read_text()
-    assert f"This is version {SCHEMA_VERSION} of the schema" in text
-    documented = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE)
-    types = [(field.name, str(field.type), field.nullable) for field in SCHEMA]
-    spelt = {"list<element: int64>": "list of int64", "list<item: int64>": "list of int64"}
-    expected = [(n, spelt.get(t, t) + (", or null" if null else "")) for n, t, null in types]
-    assert documented == expected
 
 
 def test_a_run_folder_is_made_once_and_opened_again(tmp_path):

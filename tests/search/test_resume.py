@@ -16,10 +16,11 @@ from search.config import load_config
 from search.ledger import opened
 from search.progress import Silence
 from search.proposals import Proposals
-from search.results import FINISHED, read_parquet
+from search.results import FINISHED
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
+from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, UserError, scheme
@@ -42,11 +43,11 @@ SERIAL = load_config(
         "cluster.concurrent_trials=1",
     ]
 )
-OF_THE_CLOCK = {"seconds", "images_per_second"}
+OF_THE_CLOCK = {"seconds", "images_per_second", "attempts"}
 
 
 def rows(folder: RunFolder) -> list[dict[str, Any]]:
-    """The table without what a clock measured."""
+    """The table without what a clock measured and how often a trial was begun."""
     table = read_parquet(folder.policies).to_pylist()
     return [{k: v for k, v in row.items() if k not in OF_THE_CLOCK} for row in table]
 

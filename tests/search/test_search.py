@@ -144,7 +144,7 @@ def test_students_that_diverge_are_failures_with_a_reason(tmp_path):
         run_search(SearchConfig.model_validate(content), folder, Silence())
     table = pq.read_table(folder.policies)
     assert table.column("status").to_pylist() == [FAILED] * 3
-    assert all("no longer a finite number" in f for f in table.column("failure").to_pylist())
+    assert all("no longer a finite number" in f for f in table.column("reason").to_pylist())
 
 
 def test_nothing_is_written_where_the_config_cannot_work(tmp_path):
