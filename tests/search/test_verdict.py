@@ -180,6 +180,21 @@ def test_the_noise_of_few_seeds_is_that_of_all_candidates():
     assert lead.interval == pytest.approx((0.01 - reach, 0.01 + reach))
 
 
+def test_seeds_that_differ_more_than_those_of_others_count_as_they_are():
+    verdict = decide(
+        [
+            candidate(COMPOSED, "candidate", [0.99, 0.95, 0.97]),
+            candidate(NONE, "none", [0.93, 0.96, 0.90]),
+            candidate(CUTMIX, "scheme", [0.92, 0.92, 0.92]),
+            candidate(MIXUP, "scheme", [0.91, 0.91, 0.91]),
+        ]
+    )
+    lead = next(d for d in verdict.differences if d.role == "none").validation
+    assert lead.noise == lead.standard_error
+    reach = stats.t.ppf(1 - 0.05 / 2 / 3, 2) * lead.noise
+    assert lead.interval == pytest.approx((lead.mean - reach, lead.mean + reach))
+
+
 def test_the_file_has_all_numbers():
     verdict = decide(
         [
