@@ -1,10 +1,12 @@
 """The command line: parse, call, print. Everything heavy is imported inside the commands."""
 
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +14,11 @@ from rich.console import Console
 from search.options import Config, Json, Overrides, Quiet, print_json
 from search.student_cli import student
 from search.teacher_cli import teacher
+
+if TYPE_CHECKING:
+    from search.progress import Listener
+    from search.run_folder import RunFolder
+    from search.stages import SearchResult
 
 app = typer.Typer(
     help="Find the data augmentation under which a low-bit student ends up best.",
@@ -62,26 +69,84 @@ def search(
     folder = RunFolder(run or Path("runs") / name)
     folder.require_new()
 
-    from search.console import print_result, progress
-    from search.results import read_parquet
-    from search.run import SearchFailedError, run_search
+    from search.run import run_search
 
+    _searched(lambda listen: run_search(settings, folder, listen), folder, as_json, quiet)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a search that was stopped, or finished.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Probes in all, to go on with a finished search.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a search, whatever ended it.
+
+    Trials that ended are kept, trials that were running go on from their last epoch. What
+    [b]search.trials[/b], [b]promotion[/b] and [b]cluster[/b] say in the run's config.yaml may be
+    changed before.
+    """
+    from search.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+
+    from search.run import resume_search
+
+    _searched(lambda listen: resume_search(folder, listen, trials), folder, as_json, quiet)
+
+
+@app.command()
+def promote(
+    run: Annotated[Path, typer.Argument(help="Folder of a search with probes.")],
+    top: Annotated[int | None, typer.Option(min=1, help="Best policies, beside controls.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Students of each.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the best of a search to full length again, or more of them, and renew its verdict.
+
+    Students that were trained are kept: only further policies and seeds are paid for. What is
+    given goes into the run's config.yaml.
+    """
+    from search.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+
+    from search.run import promote_again
+
+    _searched(
+        lambda listen: promote_again(folder, listen, top=top, seeds=seeds), folder, as_json, quiet
+    )
+
+
+def _searched(
+    go: "Callable[[Listener], SearchResult]", folder: "RunFolder", as_json: bool, quiet: bool
+) -> None:
+    """Lets a search go and prints what it found, or why it ended and how it can go on."""
+    from search.config import load_config
+    from search.console import print_result, progress
+    from search.stages import SearchFailedError
+    from search.table import read_parquet
+
+    go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
     try:
         with progress(quiet=quiet) as listen:
-            result = run_search(settings, folder, listen)
+            result = go(listen)
     except SearchFailedError as error:
-        _complain(f"{error}; what was found is in {folder.policies}")
+        _complain(f"{error}; what was found is in {folder.policies}{go_on}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        kept = folder.policies.exists()
-        _complain("stopped" + (f"; finished probes are in {folder.policies}" if kept else ""))
+        _complain("stopped" + (go_on if folder.marker.exists() else ""))
         raise typer.Exit(130) from None
     if as_json:
         rows = read_parquet(folder.policies).to_pylist()
         verdict = result.verdict.as_dict()
         print_json({"run": str(folder.path), "verdict": verdict, "policies": rows})
     else:
-        print_result(result, settings)
+        print_result(result, load_config(folder.config))
 
 
 @app.command()
@@ -126,12 +191,18 @@ def score(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    to: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .json.")],
+    to: Annotated[
+        str, typer.Option(help="File or address (s3://...) to write: .parquet, .csv or .json.")
+    ],
 ) -> None:
-    """Write the ranked policies of a run to one file, in the format of its ending."""
-    from search.results import export as write
-    from search.results import read_parquet
+    """Write the ranked policies of a run to one file, in the format of its ending.
+
+    Also while the search runs, with what it has by then. Addresses are those of pyarrow and fsspec,
+    with credentials and endpoint from the environment.
+    """
+    from search.destinations import export as write
     from search.run_folder import RunFolder
+    from search.table import read_parquet
 
     table = read_parquet(RunFolder.open(run).policies)
     write(table, to)

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from spaces.errors import UserError, from_validation, unknown_name
 from spaces.frozen import Frozen
-from spaces.policy import Policy
-from spaces.schemes import policy_called
 from spaces.space import SpaceSpec
 from trainers.datasets import DataConfig, DigitsConfig, ImageSplits
 from trainers.models import Network, network_for
@@ -37,11 +35,23 @@ class StudentConfig(Frozen):
         return None if self.network is None else network_for(self.network, splits, seed=0)
 
 
-class AshaConfig(Frozen):
-    """ASHA stops probes whose objective lags behind (Li et al., MLSys 2020, arXiv 1810.05934)."""
+class StoppingConfig(Frozen):
+    """When a scheduler stops probes: those whose objective lags behind at rungs of epochs (asha: Li
+    et al., MLSys 2020, arXiv 1810.05934; hyperband: the same with several first rungs), or whose
+    best is worse than the median of the others' means (median: Golovin et al., KDD 2017)."""
 
     grace_period: Annotated[int, Field(ge=1, description="epochs that no probe is denied")] = 1
-    reduction_factor: Annotated[int, Field(ge=2, description="one in this many goes on")] = 3
+    reduction_factor: Annotated[
+        int, Field(ge=2, description="asha and hyperband: one in this many goes on")
+    ] = 3
+
+
+class BudgetConfig(Frozen):
+    """What ends the probing beside the number of trials; running ones are finished."""
+
+    hours: Annotated[float | None, Field(gt=0, description="of all sittings of the run")] = None
+    gpu_hours: Annotated[float | None, Field(gt=0, description="that probes may take")] = None
+    target: Annotated[float | None, Field(description="value of the objective")] = None
 
 
 class ExploreConfig(Frozen):
@@ -50,10 +60,18 @@ class ExploreConfig(Frozen):
     trials: Annotated[int, Field(ge=1)] = 20
     probe_epochs: Annotated[int, Field(ge=1)] = 3
     objective: str = "score"
+    further_objectives: Annotated[
+        tuple[str, ...],
+        Field(strict=False, description="beside it; then the best are the front of all of them"),
+    ] = ()
+    searcher: Literal["tpe", "gp", "cmaes", "qmc", "random", "nsga2"] = "tpe"
     space: SpaceSpec = SpaceSpec()
     warm_start: Annotated[
         tuple[str, ...],
-        Field(strict=False, description="schemes and policy files asked first, on data.base"),
+        Field(
+            strict=False,
+            description="schemes, policy files and earlier runs, asked first, on data.base",
+        ),
     ] = (
         "none",
         "trivial_augment",
@@ -64,10 +82,19 @@ class ExploreConfig(Frozen):
         "mixup",
     )
     random_trials: Annotated[
-        int, Field(ge=0, description="finished trials, warm start included, before TPE takes over")
+        int,
+        Field(
+            ge=0,
+            description="finished trials, warm start included, before the searcher takes over; "
+            "the population of nsga2",
+        ),
     ] = 10
-    scheduler: Literal["none", "asha"] = "none"
-    asha: AshaConfig = AshaConfig()
+    budget: BudgetConfig = BudgetConfig()
+    max_failed_share: Annotated[
+        float, Field(gt=0, le=1, description="of ended probes; beyond it the search stops")
+    ] = 0.5
+    scheduler: Literal["none", "asha", "hyperband", "median"] = "none"
+    stopping: StoppingConfig = StoppingConfig()
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
 
     @field_validator("objective")
@@ -77,23 +104,33 @@ class ExploreConfig(Frozen):
             raise ValueError(str(unknown_name("objective", objective, OBJECTIVES)))
         return objective
 
-    @field_validator("warm_start")
+    @field_validator("further_objectives")
     @classmethod
-    def _schemes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            try:
-                policy_called(name)
-            except UserError as error:
-                raise ValueError(str(error)) from None
-        return names
+    def _all_known(cls, objectives: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(cls._known(objective) for objective in objectives)
 
-    def first(self) -> list[Policy]:
-        """The policies of `warm_start`, read now."""
-        return [policy_called(name) for name in self.warm_start]
+    @model_validator(mode="after")
+    def _several_objectives(self) -> "ExploreConfig":
+        if not self.further_objectives:
+            return self
+        if len(self.directions) <= len(self.further_objectives):
+            raise ValueError("further_objectives: every objective may be there once")
+        if self.searcher == "cmaes" or self.scheduler != "none":
+            raise ValueError(
+                "further_objectives: cmaes and every scheduler know one objective, use another "
+                "searcher (nsga2) and scheduler: none"
+            )
+        return self
+
+    @property
+    def directions(self) -> dict[str, Literal["min", "max"]]:
+        """All objectives, the one that ranks first, and whether they are minimised."""
+        names = (self.objective, *self.further_objectives)
+        return {name: "min" if OBJECTIVES[name] == "min" else "max" for name in names}
 
     @property
     def mode(self) -> Literal["min", "max"]:
-        return "min" if OBJECTIVES[self.objective] == "min" else "max"
+        return self.directions[self.objective]
 
 
 class PromotionConfig(Frozen):
@@ -142,6 +179,25 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Sear
     for override in overrides:
         config = _overridden(config, override)
     return config
+
+
+def flat(config: SearchConfig) -> dict[str, Any]:
+    """Every value by its path, such as `search.trials`."""
+    return _flat(config.model_dump(mode="json"))
+
+
+def _flat(content: Any, above: str = "") -> dict[str, Any]:
+    if not isinstance(content, dict):
+        return {above: content}
+    parts = [_flat(value, f"{above}.{key}" if above else key) for key, value in content.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def differences(before: SearchConfig, now: SearchConfig) -> dict[str, str]:
+    """`search.trials is 20, was 10`, by the paths whose values differ."""
+    old, new = flat(before), flat(now)
+    keys = [key for key in old | new if old.get(key) != new.get(key)]
+    return {key: f"{key} is {new.get(key)!r}, was {old.get(key)!r}" for key in keys}
 
 
 # Beside its own errors, the reader passes on those of dates and numbers that are none.

@@ -16,7 +16,7 @@ from spaces.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from search.config import SearchConfig
-    from search.run import SearchResult
+    from search.stages import SearchResult
     from trainers.scoring import PolicyScore
 
 ROWS_SHOWN = 12
@@ -53,7 +53,7 @@ def print_result(result: "SearchResult", config: "SearchConfig") -> None:
         console.print(f"{hidden} more in the table.", highlight=False)
     failed = sum(row.failure is not None for row in result.rows)
     if failed:
-        console.print(f"{failed} trials failed; the column failure says why.", highlight=False)
+        console.print(f"{failed} trials failed; the column reason says why.", highlight=False)
     student = config.student.quantization
     console.print(
         f"\n[b]Verdict[/b] ({student}): {escape(result.verdict.sentence)}\n", soft_wrap=True

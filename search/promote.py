@@ -1,18 +1,15 @@
 """Promotion: the best policies and the controls, trained to full length over several seeds."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler
 
 from search.config import SearchConfig
-from search.explore import TrialEnded, row_of_result, tuner
+from search.ledger import Ledger, Trial
 from search.results import FAILED, FINISHED, FullLength, Row
 from search.run_folder import RunFolder
-from search.trainable import ProbeTrial, Shared
+from search.trainable import Shared
+from search.trials import Sitting, run_trials
 from search.verdict import Candidate, Role
 from spaces import Policy, scheme
 from spaces.schemes import SCHEMES
@@ -48,50 +45,50 @@ def promote(
     config: SearchConfig,
     shared: Shared,
     chosen: Sequence[tuple[Policy, Role]],
+    *,
+    ledger: Ledger,
     folder: RunFolder,
-    trial_ended: TrialEnded,
+    ended: Callable[[Trial], None],
 ) -> Promoted:
     """Trains every chosen policy with the same seeds to full length, and keeps the students.
 
-    Test accuracy is read once per student, after its last epoch; no choice hangs on it.
+    Students that the ledger has are not trained again. Test accuracy is read once per student,
+    after its last epoch; no choice hangs on it.
     """
-    promotion = config.promotion
+    known, students = ledger.trials, students_of(chosen, config)
+    left = [known.get(s.id, s) for s in students if s.id not in known or not known[s.id].status]
     folder.students.mkdir(exist_ok=True)
-    # Not the probes' seeds: a policy must not profit from the luck that promoted it.
-    first = config.search.seed + 1
-    grid: Any = tuner(
-        config,
-        tune.with_parameters(
-            ProbeTrial, shared=shared, epochs=promotion.epochs, students=folder.students
-        ),
-        folder=folder.tune / "promote",
-        trial_ended=trial_ended,
-        epochs=promotion.epochs,
-        param_space={
-            "seed": tune.grid_search(list(range(first, first + promotion.seeds))),
-            "policy": tune.grid_search([policy.model_dump_json() for policy, _ in chosen]),
-        },
-        tune_config={"scheduler": FIFOScheduler()},
-    ).fit()
-    runs: dict[str, list[FullLength]] = defaultdict(list)
-    failures = []
-    for result in grid:
-        row = row_of_result(result, promotion.epochs)
-        if row.status == FAILED:
-            failures.append(f"{row.policy}: {row.failure}")
-            continue
-        assert result.config is not None and result.metrics is not None
-        runs[row.policy.identity].append(
-            FullLength(
-                seed=result.config["seed"],
-                validation_accuracy=row.figures["validation_accuracy"],
-                validation_loss=row.figures["validation_loss"],
-                test_accuracy=result.metrics["test_accuracy"],
-            )
+    epochs = config.promotion.epochs
+    if left:
+        run_trials(
+            shared,
+            cluster=config.cluster,
+            sitting=Sitting(ledger, epochs, "validation_accuracy", ended),
+            unfinished=left,
+            propose=lambda: None,
+            folder=folder.tune / "promote",
+            students=folder.students,
         )
+    trained = [known[s.id] for s in students]
+    runs: dict[str, list[FullLength]] = defaultdict(list)
+    for trial in trained:
+        if trial.status == FINISHED:
+            runs[trial.policy.identity].append(trial.full_length())
     candidates = tuple(
-        Candidate(policy, role, tuple(sorted(runs[policy.identity], key=lambda run: run.seed)))
+        Candidate(policy, role, tuple(runs[policy.identity]))
         for policy, role in chosen
         if runs[policy.identity]
     )
+    failures = [f"{trial.policy}: {trial.failure}" for trial in trained if trial.status == FAILED]
     return Promoted(candidates, tuple(failures))
+
+
+def students_of(chosen: Sequence[tuple[Policy, Role]], config: SearchConfig) -> list[Trial]:
+    """What promotion trains, by policy and seed."""
+    # Not the probes' seeds: a policy must not profit from the luck that promoted it.
+    first, epochs = config.search.seed + 1, config.promotion.epochs
+    return [
+        Trial(f"{policy.identity}-{seed}-{epochs}", "promotion", policy, seed)
+        for policy, _ in chosen
+        for seed in range(first, first + config.promotion.seeds)
+    ]

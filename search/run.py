@@ -1,11 +1,10 @@
 """A search from its config to its verdict: data, teacher, probes, promotion, files."""
 
 import dataclasses
+import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -13,56 +12,108 @@ import torch
 from torch import nn
 
 from search.cluster import connected
-from search.config import SearchConfig
-from search.explore import explore
+from search.code_version import code_version
+from search.config import SearchConfig, differences, flat, load_config
+from search.ledger import opened
 from search.progress import Listener
-from search.promote import Promoted, promote, select
-from search.results import (
-    CONTROL,
-    FAILED,
-    Row,
-    ranked,
-    to_table,
-    with_full_length,
-    write_parquet,
-)
 from search.run_folder import RunFolder, write_text
+from search.stages import SearchFailedError, SearchResult, Stages
 from search.trainable import Shared
-from search.verdict import Candidate, Verdict, decide
-from spaces import Policy, PolicySpace, scheme
+from search.warm_start import WarmStart, warm_start
+from spaces import PolicySpace, scheme
+from spaces.atomic_write import atomic_write
+from spaces.errors import UserError
 from trainers.datasets import ImageSplits, load_splits
 from trainers.models import network_for
 from trainers.student import StudentTrainer
 from trainers.teacher import cached_teacher, frozen, teacher_hash
 
-
-class SearchFailedError(Exception):
-    """Nothing could be ranked, for a reason that is not the user's."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The run's folder, its rows ranked by objective, and what promotion found."""
-
-    folder: RunFolder
-    rows: list[Row]
-    candidates: tuple[Candidate, ...]
-    verdict: Verdict
+# What a run can be resumed with another value of: the rest would change what its trials mean.
+MAY_CHANGE = (
+    "cluster.",
+    "promotion.",
+    "search.trials",
+    "search.budget.",
+    "search.max_failed_share",
+)
 
 
 def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
     """Runs the whole search and writes its folder.
 
-    Raises UserError before anything is written where `config` cannot work, and SearchFailedError
-    where every probe or every student failed; finished trials are in the folder all the same.
+    Raises UserError before anything is written where `config` cannot work, SearchFailedError where
+    every probe or every student failed, and Interrupted where it was asked to stop. What was done
+    is in the folder all the same, and `resume_search` goes on with it.
     """
     folder.require_new()
+    return _search(config, folder, listen)
+
+
+def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None) -> SearchResult:
+    """Goes on with the search in `folder`, up to `trials` probes where that is given.
+
+    What is done stays as it is, what was begun goes on from its last epoch, and with one trial at
+    a time the result is what it would have been without a break. Raises UserError where the config
+    or the data are no longer what they were, and otherwise what `run_search` raises.
+    """
+    config = _as_it_began(folder)
+    if trials is not None and trials < config.search.trials:
+        raise UserError(f"--trials {trials}: the run has {config.search.trials} already")
+    return _search(_changed(config, folder, "search", trials=trials), folder, listen)
+
+
+def promote_again(
+    folder: RunFolder,
+    listen: Listener,
+    *,
+    top: int | None = None,
+    seeds: int | None = None,
+) -> SearchResult:
+    """Promotes from the probes that the run in `folder` has, as its config says but for what is
+    given, and renews the verdict; students that were trained are not trained again.
+
+    Raises what `resume_search` raises.
+    """
+    config = _changed(_as_it_began(folder), folder, "promotion", top=top, seeds=seeds)
+    return _search(config, folder, listen, probing=False)
+
+
+def _as_it_began(folder: RunFolder) -> SearchConfig:
+    """The config of a run; raises UserError where it means another run than the one begun."""
+    config, began_with = load_config(folder.config), folder.read_marker()["config"]
+    found = differences(SearchConfig.model_validate(began_with), config)
+    changed = [said for key, said in found.items() if not key.startswith(MAY_CHANGE)]
+    if changed:
+        raise UserError(
+            f"{folder.config} is not what the run began with: {'; '.join(changed)}: "
+            "change it back, or start another run"
+        )
+    return config
+
+
+def _changed(
+    config: SearchConfig, folder: RunFolder, section: str, **given: int | None
+) -> SearchConfig:
+    """`config` with what is given, which the run keeps from now on."""
+    update = {name: value for name, value in given.items() if value is not None}
+    if not update:
+        return config
+    part = getattr(config, section).model_copy(update=update)
+    config = config.model_copy(update={section: part})
+    write_text(folder.config, config.to_yaml())
+    return config
+
+
+def _search(
+    config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
+) -> SearchResult:
     splits = load_splits(config.data)
+    made_by, start = _made_by(config, splits, folder)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
-    first = config.search.first()
-    space = space.including(first)
-    start = config.student.start(splits)
-    _rehearse(config, splits, start)
+    space = space.including([*start.first, *(policy for policy, _ in start.known)])
+    student = config.student.start(splits)
+    if not folder.marker.exists():
+        _rehearse(config, splits, student)
     for note in splits.notes:
         listen.note(note)
     with connected(config.cluster) as dashboard:
@@ -70,19 +121,21 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
             listen.note(f"Ray dashboard: {dashboard}")
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
-        teacher = cached_teacher(splits, config.teacher)
-        made_by = _made_by(config, splits)
-        folder.create(config.to_yaml(), made_by)
-        ledger = _Ledger(config, folder, made_by)
-        shared = Shared.put(config, splits, teacher, start)
-        rows = _probe(config, shared, space, first, ledger=ledger, listen=listen)
-        promoted = _promote(config, shared, rows, folder, listen)
-    verdict = decide(promoted.candidates, promoted.failures)
-    rows = _with_promoted(rows, promoted.candidates)
-    ledger.write(rows, verdict)
-    write_text(folder.verdict, json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False) + "\n")
-    verdict.winner.policy.save(folder.best_policy)
-    return SearchResult(folder, rows, promoted.candidates, verdict)
+        teacher = _teacher(config, splits, folder)
+        if not folder.marker.exists():
+            folder.create(config.to_yaml(), made_by)
+            with atomic_write(folder.teacher) as temporary:
+                torch.save(teacher.state_dict(), temporary)
+        with opened(folder.ledger) as ledger:
+            ledger.sitting(made_by["versions"])
+            stages = Stages(config, folder, ledger, made_by, listen)
+            shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
+            try:
+                if probing:
+                    stages.probe(shared, space, start)
+                return stages.promote(shared)
+            except OSError as error:
+                raise SearchFailedError(f"the run could not be written: {error}") from error
 
 
 def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None) -> None:
@@ -101,84 +154,46 @@ def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None
     )
 
 
-def _probe(
-    config: SearchConfig,
-    shared: Shared,
-    space: PolicySpace,
-    first: Sequence[Policy],
-    *,
-    ledger: "_Ledger",
-    listen: Listener,
-) -> list[Row]:
-    """The rows of all probes, ranked, each in the ledger as soon as it ended."""
-    objective, mode = config.search.objective, config.search.mode
-    listen.stage("probes", config.search.trials, objective, mode)
-
-    def trial_ended(row: Row) -> None:
-        ledger.add(row)
-        listen.trial_ended(row)
-
-    folder = ledger.folder.tune / "search"
-    found = explore(config, shared, space, first, folder=folder, trial_ended=trial_ended)
-    rows = ranked(found, objective, mode)
-    ledger.write(rows)
-    if all(row.status == FAILED for row in rows):
-        raise SearchFailedError(f"every probe failed; the first: {rows[0].failure}")
-    return rows
+def _teacher(config: SearchConfig, splits: ImageSplits, folder: RunFolder) -> nn.Module:
+    """The teacher, which the run keeps: another machine would train a slightly other one."""
+    kept = {"weights": folder.teacher} if folder.teacher.exists() else {}
+    return cached_teacher(splits, config.teacher.model_copy(update=kept))
 
 
-def _promote(
-    config: SearchConfig, shared: Shared, rows: Sequence[Row], folder: RunFolder, listen: Listener
-) -> Promoted:
-    chosen = select(rows, config)
-    students = len(chosen) * config.promotion.seeds
-    listen.stage("promotion", students, "validation_accuracy", "max")
-    promoted = promote(config, shared, chosen, folder, listen.trial_ended)
-    if not promoted.candidates:
-        raise SearchFailedError(f"every promoted student failed; the first: {promoted.failures[0]}")
-    return promoted
+def _made_by(
+    config: SearchConfig, splits: ImageSplits, folder: RunFolder
+) -> tuple[dict[str, Any], WarmStart]:
+    """What makes the run, and where it begins: of one that is gone on with, as its marker says.
 
-
-def _made_by(config: SearchConfig, splits: ImageSplits) -> dict[str, Any]:
-    packages = ("augury", "torch", "torchvision", "ray", "optuna")
-    return {
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    Raises UserError where its data are others than now.
+    """
+    packages = ("torch", "torchvision", "ray", "optuna")
+    now = {
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in packages}
+        | {"augury": code_version()},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "objective": config.search.objective,
         "mode": config.search.mode,
         "seed": config.search.seed,
+        "config_hash": _hash(config),
         "data_hash": splits.content_hash,
         "teacher_hash": teacher_hash(splits, config.teacher),
+        "config": config.model_dump(mode="json"),
     }
+    if not folder.marker.exists():
+        start = warm_start(config, now)
+        return now | {"warm_start": start.as_json()}, start
+    before = folder.read_marker()
+    if before["data_hash"] != now["data_hash"]:
+        raise UserError(
+            f"{folder.path}: the data of {splits.name} are not those that the run began with: "
+            f"their hash is {now['data_hash']}, was {before['data_hash']}"
+        )
+    return before | {"versions": now["versions"]}, WarmStart.from_json(before["warm_start"])
 
 
-def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
-    """`rows` with full-length figures, and a row for a control that was never probed."""
-    rows = with_full_length(rows, {c.policy.identity: c.runs for c in candidates})
-    probed = {row.policy.identity for row in rows}
-    controls = [c for c in candidates if c.policy.identity not in probed]
-    return rows + [
-        Row(f"control_{c.role}", CONTROL, c.policy, full_length=c.runs) for c in controls
-    ]
-
-
-class _Ledger:
-    """Writes policies.parquet whenever a probe ends: whatever happens next, it is kept."""
-
-    def __init__(self, config: SearchConfig, folder: RunFolder, made_by: dict[str, Any]) -> None:
-        self._config, self.folder = config, folder
-        self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in made_by.items()}
-        self._metadata["config"] = config.to_yaml()
-        self._rows: list[Row] = []
-
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        search = self._config.search
-        self.write(ranked(self._rows, search.objective, search.mode))
-
-    def write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
-        metadata = self._metadata
-        if verdict is not None:
-            metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
-        table = to_table(rows, self._config.search.objective, metadata)
-        write_parquet(table, self.folder.policies)
+def _hash(config: SearchConfig) -> str:
+    """Sixteen hex digits of all in `config` that a run keeps to its end."""
+    kept = {k: v for k, v in flat(config).items() if not k.startswith(MAY_CHANGE)}
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=8).hexdigest()

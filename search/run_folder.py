@@ -20,7 +20,7 @@ class RunFolder:
 
     @property
     def marker(self) -> Path:
-        """Format, versions, seed and the hashes of data and teacher."""
+        """Format, versions, seed, the hashes of data and teacher, and the config at the start."""
         return self.path / "run.json"
 
     @property
@@ -47,6 +47,21 @@ class RunFolder:
     def verdict(self) -> Path:
         """What promotion found, in words and figures."""
         return self.path / "verdict.json"
+
+    @property
+    def ledger(self) -> Path:
+        """What happened, line by line: what a search is resumed from."""
+        return self.path / "trials.jsonl"
+
+    @property
+    def teacher(self) -> Path:
+        """The weights of the teacher."""
+        return self.path / "teacher.pt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The students that are being trained: IDENTITY-SEED-EPOCHS.pt."""
+        return self.path / "checkpoints"
 
     @property
     def tune(self) -> Path:
@@ -85,20 +100,25 @@ class RunFolder:
     def open(cls, path: Path | str) -> "RunFolder":
         """The run at `path`; raises UserError where there is none or it is of another version."""
         folder = cls(path)
+        folder.read_marker()
+        return folder
+
+    def read_marker(self) -> dict[str, Any]:
+        """What `create` was told has made the run; raises UserError as `open` does."""
         try:
-            marker = json.loads(folder.marker.read_text(encoding="utf-8"))
+            marker = json.loads(self.marker.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             raise UserError(
-                f"{folder.path} is not a run: it holds no readable {folder.marker.name}"
+                f"{self.path} is not a run: it holds no readable {self.marker.name}"
             ) from None
         if not isinstance(marker, dict) or marker.get("format") != FORMAT:
-            raise UserError(f"{folder.marker} is not the marker of a run of Augury")
+            raise UserError(f"{self.marker} is not the marker of a run of Augury")
         if marker.get("version") != VERSION:
             raise UserError(
-                f"{folder.marker}: version {marker.get('version')!r} is not known, "
+                f"{self.marker}: version {marker.get('version')!r} is not known, "
                 f"this Augury reads {VERSION}"
             )
-        return folder
+        return marker
 
 
 def write_text(path: Path, text: str) -> None:

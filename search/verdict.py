@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 from scipy import stats
 
 from search.results import FullLength, mean_and_std
@@ -13,6 +14,7 @@ from spaces.policy import Policy
 
 Role = Literal["candidate", "scheme", "none"]
 CONFIDENCE = 0.95
+NO_SPREAD = 1e-9  # far less than one image of any data set
 
 
 @dataclass(frozen=True)
@@ -31,28 +33,66 @@ class Candidate:
     def validation_loss(self) -> float:
         return fmean(run.validation_loss for run in self.runs)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Mean, standard deviation and standard error over seeds; None where they are too few."""
+        found: dict[str, Any] = {
+            "policy": str(self.policy),
+            "policy_identity": self.policy.identity,
+            "role": self.role,
+            "seeds": [run.seed for run in self.runs],
+        }
+        for name in ("validation_accuracy", "validation_loss", "test_accuracy"):
+            values = [getattr(run, name) for run in self.runs]
+            mean, std = mean_and_std(values)
+            error = _standard_error(values)
+            found[name] = {"mean": mean, "std": std, "standard_error": error, "values": values}
+        return found
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Winner minus control in one accuracy, a fraction, as the mean over the seeds of both.
+
+    `standard_error` is that of the paired differences. Over few seeds these agree by chance at
+    times, so `noise` is the larger of it and of the error that the spread of all candidates would
+    give; `interval` holds the difference with `CONFIDENCE`, by Student's t and the degrees of
+    freedom of `noise`, for all rivals at once. None where no spread was seen: with one seed, or
+    where every seed agrees.
+    """
+
+    mean: float
+    standard_error: float | None
+    noise: float | None
+    interval: tuple[float, float] | None
+
 
 @dataclass(frozen=True)
 class Difference:
-    """Winner minus control over the seeds that both have, as fractions of accuracy."""
+    """Winner minus control over the seeds that both have."""
 
     control: str
+    role: Role
     seeds: int
-    validation: float
-    validation_standard_error: float | None  # None with fewer than two seeds
-    test: float
-    test_standard_error: float | None
     rivals: int  # whom the winner was the best of
+    validation: Lead
+    test: Lead
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the validation difference is above zero in a one-sided paired t-test, at a level
-        divided by the number of rivals (Bonferroni): the best of many has had luck."""
-        if self.validation_standard_error is None:
-            return False
-        level = 1 - (1 - CONFIDENCE) / self.rivals
-        threshold = stats.t.ppf(level, self.seeds - 1) * self.validation_standard_error
-        return bool(self.validation > threshold)
+        """Whether all of the interval of the validation difference is above zero. The best of many
+        has had luck, so its level is divided by the number of rivals (Bonferroni)."""
+        return self.validation.interval is not None and self.validation.interval[0] > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            n: getattr(self, n) for n in ("control", "role", "seeds", "rivals")
+        }
+        for name, lead in (("validation", self.validation), ("test", self.test)):
+            found[name] = lead.mean
+            found[f"{name}_standard_error"] = lead.standard_error
+            found[f"{name}_noise"] = lead.noise
+            found[f"{name}_interval"] = lead.interval and list(lead.interval)
+        return found | {"confidence": CONFIDENCE, "beyond_noise": self.beyond_noise}
 
 
 @dataclass(frozen=True)
@@ -63,6 +103,7 @@ class Verdict:
     winner: Candidate
     differences: tuple[Difference, ...]
     sentence: str
+    candidates: tuple[Candidate, ...]
     lost: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,10 +113,8 @@ class Verdict:
             "winner_identity": self.winner.policy.identity,
             "winner_role": self.winner.role,
             "lost_students": list(self.lost),
-            "differences": [
-                vars(difference) | {"beyond_noise": difference.beyond_noise}
-                for difference in self.differences
-            ],
+            "candidates": [candidate.as_dict() for candidate in self.candidates],
+            "differences": [difference.as_dict() for difference in self.differences],
         }
 
 
@@ -92,30 +131,69 @@ def decide(candidates: Sequence[Candidate], lost: Sequence[str] = ()) -> Verdict
     controls = [c for c in candidates if c.role != "candidate" and c is not winner]
     seeds = {run.seed for run in winner.runs}
     differences = tuple(
-        _difference(winner, control, rivals=len(candidates) - 1)
+        _difference(winner, control, candidates)
         for control in controls
         if seeds & {run.seed for run in control.runs}
     )
     sentence = _sentence(winner, differences)
     if lost:
         sentence += f" {len(lost)} student{'s' * (len(lost) > 1)} did not reach the end."
-    return Verdict(winner, differences, sentence, tuple(lost))
+    return Verdict(winner, differences, sentence, tuple(candidates), tuple(lost))
 
 
-def _difference(winner: Candidate, control: Candidate, rivals: int) -> Difference:
-    of_control = {run.seed: run for run in control.runs}
-    pairs = [(run, of_control[run.seed]) for run in winner.runs if run.seed in of_control]
-    validation = [a.validation_accuracy - b.validation_accuracy for a, b in pairs]
-    test = [a.test_accuracy - b.test_accuracy for a, b in pairs]
+def _difference(
+    winner: Candidate, control: Candidate, candidates: Sequence[Candidate]
+) -> Difference:
+    common = {run.seed for run in winner.runs} & {run.seed for run in control.runs}
+    rivals = len(candidates) - 1
+
+    def lead(figure: Literal["validation_accuracy", "test_accuracy"]) -> Lead:
+        by_seed = [{run.seed: getattr(run, figure) for run in c.runs} for c in (winner, control)]
+        paired = [by_seed[0][seed] - by_seed[1][seed] for seed in sorted(common)]
+        return _lead_of(paired, _residual(candidates, winner, figure), rivals)
+
     return Difference(
         control=str(control.policy),
-        seeds=len(pairs),
-        validation=fmean(validation),
-        validation_standard_error=_standard_error(validation),
-        test=fmean(test),
-        test_standard_error=_standard_error(test),
+        role=control.role,
+        seeds=len(common),
         rivals=rivals,
+        validation=lead("validation_accuracy"),
+        test=lead("test_accuracy"),
     )
+
+
+def _lead_of(paired: list[float], residual: tuple[float, int], rivals: int) -> Lead:
+    """The lead from differences by seed and the residual variance of all candidates with its
+    degrees of freedom."""
+    mean, error = fmean(paired), _standard_error(paired)
+    if error is None:
+        return Lead(mean, None, None, None)
+    variance, freedom = residual
+    pooled = float((2 * variance / len(paired)) ** 0.5)
+    noise, freedom = (pooled, freedom) if pooled > error else (error, len(paired) - 1)
+    if noise < NO_SPREAD:
+        return Lead(mean, error, None, None)
+    reach = float(stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / rivals, freedom) * noise)
+    return Lead(mean, error, noise, (mean - reach, mean + reach))
+
+
+def _residual(candidates: Sequence[Candidate], winner: Candidate, figure: str) -> tuple[float, int]:
+    """The variance that is left when every candidate and every seed have a mean of their own, over
+    the candidates with the winner's seeds, and its degrees of freedom: the error of a two-way
+    analysis of variance without replication (Fisher, 1925)."""
+    seeds = {run.seed for run in winner.runs}
+    values = np.array(
+        [
+            [getattr(run, figure) for run in sorted(c.runs, key=lambda run: run.seed)]
+            for c in candidates
+            if {run.seed for run in c.runs} == seeds
+        ]
+    )
+    freedom = (values.shape[0] - 1) * (values.shape[1] - 1)
+    if freedom == 0:
+        return 0.0, 0
+    left = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
+    return float((left**2).sum() / freedom), freedom
 
 
 def _standard_error(values: list[float]) -> float | None:
@@ -140,20 +218,25 @@ def _sentence(winner: Candidate, differences: Sequence[Difference]) -> str:
 
 def _worth_saying(differences: Sequence[Difference]) -> list[Difference]:
     """The lead over the strongest scheme and over no augmentation."""
-    schemes = [d for d in differences if d.control != "none"]
-    nearest = sorted(schemes, key=lambda d: d.validation)[:1]
-    return nearest + [d for d in differences if d.control == "none"]
+    schemes = [d for d in differences if d.role == "scheme"]
+    nearest = sorted(schemes, key=lambda d: d.validation.mean)[:1]
+    return nearest + [d for d in differences if d.role == "none"]
 
 
 def _lead(difference: Difference) -> str:
-    if not difference.beyond_noise:
+    validation, test = difference.validation, difference.test
+    if difference.seeds == 1:
+        noise = ", with one seed, which may be noise"
+    elif validation.noise is None:
+        noise = f", equal for all {difference.seeds} seeds, whose noise is not known by that"
+    elif not difference.beyond_noise:
         noise = ", within the noise of the seeds"
     else:
         # The validation images chose the winner; the test images never saw the choice.
-        noise = "" if difference.test > 0 else ", not confirmed by the test images"
-    points = signed_points(difference.validation, difference.validation_standard_error)
-    test = signed_points(difference.test, difference.test_standard_error)
-    return f"{points} points over {difference.control}{noise} (test {test})"
+        noise = "" if test.mean > 0 else ", not confirmed by the test images"
+    points = signed_points(validation.mean, validation.noise)
+    found = signed_points(test.mean, test.noise)
+    return f"{points} points over {difference.control}{noise} (test {found})"
 
 
 def percent(mean: float | None, std: float | None) -> str:

@@ -65,11 +65,13 @@ class Trial(Protocol):
 
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any: ...
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None
+    ) -> float: ...
 
 
 class PolicySpace:
-    """Composed policies together with `named` ones; picklable, and callable as Optuna's space.
+    """Composed policies together with `named` ones.
 
     Every candidate stands on `base`, the chain that belongs to the data set, whatever its own base
     was. `including` puts any policy at all into the space, so that it can be asked first; those
@@ -124,10 +126,6 @@ class PolicySpace:
         composed = sum(position**length for length in lengths) * len(self.spec.mixings)
         mixed = len(self.named) - len(self._as_it_is)
         return composed + mixed * len(self.spec.mixings) + len(self._as_it_is)
-
-    def __call__(self, trial: Trial) -> dict[str, str]:
-        """What Ray's OptunaSearch puts beside the parameters into a trial's config."""
-        return {"policy": self.suggest(trial).model_dump_json()}
 
     def suggest(self, trial: Trial) -> Policy:
         """The policy that `trial` stands for, without operations that change nothing."""
@@ -247,5 +245,7 @@ class _Fixed:
     def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
         return self.params[name]
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float) -> float:
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None
+    ) -> float:
         return float(self.params[name])

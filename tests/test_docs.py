@@ -11,7 +11,7 @@ import typer.main
 
 from search.cli import app
 from search.config import load_config
-from search.results import to_table, write_parquet
+from search.table import to_table, write_parquet
 from spaces import scheme
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +56,7 @@ def test_the_documentation_shows_python_and_commands():
 @pytest.mark.parametrize("code", [code for _, code in blocks("python")])
 def test_python_in_the_documentation_runs(code, tmp_path):
     scheme("trivial_augment+cutmix").save(tmp_path / "best_policy.json")
-    write_parquet(to_table([], "score", {}), tmp_path / "runs" / "w4" / "policies.parquet")
+    write_parquet(to_table([], {"score": "min"}, {}), tmp_path / "runs" / "w4" / "policies.parquet")
     subprocess.run([sys.executable, "-W", "error", "-c", PREAMBLE + code], cwd=tmp_path, check=True)
 
 

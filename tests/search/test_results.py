@@ -1,10 +1,13 @@
 """The run folder and the ranked table."""
 
-import csv
 import json
 import math
+import threading
 
+import duckdb
+import numpy as np
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,25 +16,26 @@ from search.results import (
     CONTROL,
     FAILED,
     FINISHED,
-    SCHEMA,
     STOPPED,
     FullLength,
     Row,
-    export,
+    fronts,
     ranked,
-    read_parquet,
-    to_table,
     with_full_length,
-    write_parquet,
 )
 from search.run_folder import RunFolder
+from search.table import SCHEMA, SCHEMA_VERSION, described, read_parquet, to_table, write_parquet
 from spaces import UserError, scheme
 from trainers.student import FIGURES
+
+PLACE = {"seed": 7, "attempts": 2, "device": "cpu", "node": "here", "code_version": "0.1"}
+HASHES = {"config_hash": "c0", "data_hash": "d0", "teacher_hash": "t0"}
 
 
 def row(trial_id: str, name: str, status: str = FINISHED, score: float = math.nan) -> Row:
     figures = {"score": score, "validation_accuracy": 0.9, "epoch": 3}
-    return Row(trial_id, status, scheme(name), {"form": "scheme"}, figures, seconds=1.5)
+    failure = "DivergedError: no" if status == FAILED else None
+    return Row(trial_id, status, scheme(name), {}, figures, 1.5, failure, **PLACE)
 
 
 ROWS = [
@@ -46,28 +50,51 @@ RUNS = (FullLength(1, 0.9, 0.3, 0.8), FullLength(2, 0.94, 0.2, 0.9))
 
 @pytest.fixture
 def table() -> pa.Table:
-    rows = with_full_length(ranked(ROWS, "score", "min"), {scheme("none").identity: RUNS})
-    return to_table(rows, "score", {"seed": "0", "config": "data: digits\n"})
+    rows = with_full_length(ranked(ROWS, {"score": "min"}), {scheme("none").identity: RUNS})
+    return to_table(rows, {"score": "min"}, {"seed": "0", "config": "data: digits\n"} | HASHES)
 
 
 def test_finished_trials_rank_first_by_objective():
-    by_score = [r.trial_id for r in ranked(ROWS, "score", "min")]
+    by_score = [r.trial_id for r in ranked(ROWS, {"score": "min"})]
     assert by_score == ["a", "c", "d", "b", "control_none"]
-    other_way = [r.trial_id for r in ranked(ROWS, "score", "max")]
+    other_way = [r.trial_id for r in ranked(ROWS, {"score": "max"})]
     assert other_way == ["c", "a", "d", "b", "control_none"]
+
+
+def test_with_several_objectives_the_front_is_first():
+    """Against the definition, pair by pair."""
+    random = np.random.default_rng(0)
+    costs = random.integers(0, 6, size=(40, 2)).tolist()
+
+    def beats(a: list[float], b: list[float]) -> bool:
+        return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+    layers, left, layer = {}, set(range(40)), 0
+    while left:
+        front = {i for i in left if not any(beats(costs[j], costs[i]) for j in left)}
+        layers |= dict.fromkeys(front, layer)
+        left, layer = left - front, layer + 1
+    assert fronts(costs) == [layers[i] for i in range(40)]
+    rows = [
+        Row(f"{i:02}", FINISHED, scheme("none"), {}, {"score": a, "validation_accuracy": -b})
+        for i, (a, b) in enumerate(costs)
+    ]
+    found = ranked(rows, {"score": "min", "validation_accuracy": "max"})
+    order = [int(row.trial_id) for row in found]
+    assert order == sorted(range(40), key=lambda i: (layers[i], costs[i][0], i))
 
 
 def test_a_finished_trial_without_a_value_ranks_behind_a_stopped_one_with_it():
     rows = [row("a", "none", score=math.nan), row("b", "mixup", STOPPED, score=2.0)]
-    assert [r.trial_id for r in ranked(rows, "score", "min")] == ["b", "a"]
-    assert [r.trial_id for r in ranked(rows, "score", "max")] == ["b", "a"]
+    assert [r.trial_id for r in ranked(rows, {"score": "min"})] == ["b", "a"]
+    assert [r.trial_id for r in ranked(rows, {"score": "max"})] == ["b", "a"]
     assert not rows[0].has("score")
 
 
 def test_the_largest_seed_fits_the_table():
     runs = (FullLength(2**31 + 5, 0.9, 0.3, 0.8),)
     rows = with_full_length(ROWS[2:3], {scheme("none").identity: runs})
-    assert to_table(rows, "score", {}).to_pylist()[0]["full_seeds"] == [2**31 + 5]
+    assert to_table(rows, {"score": "min"}, {}).to_pylist()[0]["full_seeds"] == [2**31 + 5]
 
 
 def test_the_table_has_a_row_per_trial_and_every_figure(table):
@@ -92,9 +119,65 @@ def test_parquet_keeps_everything_and_says_what_made_it(table, tmp_path):
     write_parquet(table, path)
     again = read_parquet(path)
     assert again.equals(table)
-    assert again.schema.metadata[b"augury.schema_version"] == b"1"
+    assert again.schema.metadata[b"augury.schema_version"] == b"2"
     assert again.schema.metadata[b"augury.config"] == b"data: digits\n"
-    assert len(pd.read_parquet(path)) == 5
+
+
+def test_every_row_says_what_made_it(table):
+    first, *_, failed, control = table.to_pylist()
+    assert first.items() >= (HASHES | PLACE | {"seconds": 1.5, "reason": None}).items()
+    assert failed["reason"] == "DivergedError: no"
+    assert control.items() >= HASHES.items()
+    assert table["reason"].to_pylist()[2] == "stopped by the scheduler after epoch 3"
+
+
+def test_the_page_has_the_columns_as_they_are(table, repo_root):
+    page = (repo_root / "docs" / "policies-parquet.md").read_text()
+    assert described() in page
+    assert f"This is version {SCHEMA_VERSION} of the schema" in page
+    assert all(column.metadata[b"meaning"] for column in SCHEMA)
+    units = {column.name: column.metadata[b"unit"].decode() for column in SCHEMA}
+    assert units["seconds"] == "s"
+    assert units["score"] == units["full_validation_loss_std"] == "nats"
+    assert units["validation_accuracy"] == units["full_test_accuracy_mean"] == "fraction"
+
+
+def test_others_read_the_table_in_one_line(table, tmp_path):
+    path = tmp_path / "policies.parquet"
+    write_parquet(table, path)
+    for_all = table.to_pylist()
+    assert polars.read_parquet(path).to_dicts() == for_all
+    found = duckdb.sql(f"FROM '{path}'")
+    assert [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()] == for_all
+    frame = pd.read_parquet(path)
+    assert list(frame["policy"]) == table["policy"].to_pylist()
+    assert list(frame.columns) == SCHEMA.names
+    with_unit = pq.read_schema(path).field("seconds").metadata
+    assert with_unit[b"unit"] == b"s"
+
+
+def test_a_reader_never_sees_half_a_table(table, tmp_path):
+    """Somebody reads as often as they can while tables of other lengths take its place."""
+    path = tmp_path / "policies.parquet"
+    tables = [pa.concat_tables([table] * times) for times in (1, 40, 400)]
+    lengths = {len(one) for one in tables}
+    write_parquet(tables[0], path)
+
+    def rewrite() -> None:
+        for turn in range(60):
+            write_parquet(tables[turn % 3], path)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        found = read_parquet(path)
+        assert found["trial_id"].to_pylist()[:5] == table["trial_id"].to_pylist()
+        seen.add(len(found))
+    writer.join()
+    assert seen <= lengths
+    assert len(seen) > 1  # they did meet
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_table_of_another_kind_is_refused(tmp_path):
@@ -107,30 +190,6 @@ def test_a_table_of_another_kind_is_refused(tmp_path):
         read_parquet(path)
     with pytest.raises(UserError, match="no readable table"):
         read_parquet(tmp_path / "nowhere.parquet")
-
-
-def test_export_by_ending(table, tmp_path):
-    export(table, tmp_path / "p.parquet")
-    assert read_parquet(tmp_path / "p.parquet").num_rows == 5
-    export(table, tmp_path / "p.json")
-    records = json.loads((tmp_path / "p.json").read_text())
-    assert [r["policy"] for r in records] == table.column("policy").to_pylist()
-    export(table, tmp_path / "p.csv")
-    with (tmp_path / "p.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [r["rank"] for r in rows] == list("12345")
-    assert rows[0]["full_seeds"] == "1 2"
-    assert json.loads(rows[0]["policy_json"])["name"] == "none"
-    with pytest.raises(UserError, match=r"writes .parquet, .csv or .json, got '.xlsx'"):
-        export(table, tmp_path / "p.xlsx")
-    assert not (tmp_path / "p.xlsx").exists()
-    with pytest.raises(UserError, match=r"there is no folder .*nowhere to write to"):
-        export(table, tmp_path / "nowhere" / "p.csv")
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match=r"folder.csv: cannot be written: Is a directory"):
-        export(table, tmp_path / "folder.csv")
-    with pytest.raises(UserError, match=r"cannot be written: File name too long"):
-        export(table, tmp_path / ("x" * 300 + ".csv"))
 
 
 def test_a_run_folder_is_made_once_and_opened_again(tmp_path):

@@ -5,25 +5,22 @@ import math
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import optuna
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from search.cluster import connected
 from search.config import ClusterConfig, SearchConfig, load_config
-from search.explore import PolicySearch
 from search.progress import Silence
 from search.results import FAILED, FINISHED, STOPPED
-from search.run import SearchFailedError, SearchResult, run_search
+from search.run import run_search
 from search.run_folder import RunFolder
-from spaces import PolicySpace, UserError, load_policy, scheme
+from search.stages import SearchFailedError, SearchResult
+from spaces import UserError, load_policy, scheme
 from trainers.student import FIGURES
 
+pytestmark = pytest.mark.usefixtures("cluster")
 TINY = load_config(
     overrides=[
         "data.student_images=40",
@@ -45,25 +42,6 @@ def changed(*overrides: str, base: SearchConfig = TINY) -> SearchConfig:
         section, name = key.split(".")
         content[section][name] = json.loads(value)
     return SearchConfig.model_validate(content)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local cluster for all tests of the module, in a folder of its own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AUGURY_CACHE", str(tmp_path_factory.mktemp("cache")))
-    # Ray's sockets lie in its folder, and the path of a socket has room for 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +73,7 @@ def test_the_file_says_what_made_it(result):
     found = {
         key.decode().removeprefix("augury."): value.decode() for key, value in metadata.items()
     }
-    assert found["schema_version"] == "1"
+    assert found["schema_version"] == "2"
     assert found["seed"] == "0"
     assert found["objective"] == "score"
     assert len(found["data_hash"]) == len(found["teacher_hash"]) == 16
@@ -160,16 +138,20 @@ def test_students_that_diverge_are_failures_with_a_reason(tmp_path):
     content["student"]["recipe"]["learning_rate"] = 1e30
     content["search"]["trials"] = 3
     folder = RunFolder(tmp_path / "diverged")
-    with pytest.raises(SearchFailedError, match="every probe failed; the first: DivergedError"):
+    with pytest.raises(
+        SearchFailedError, match="of its probes 3 of 3 failed: 3 of 3 with 'DivergedError"
+    ):
         run_search(SearchConfig.model_validate(content), folder, Silence())
     table = pq.read_table(folder.policies)
     assert table.column("status").to_pylist() == [FAILED] * 3
-    assert all("no longer a finite number" in f for f in table.column("failure").to_pylist())
+    assert all("no longer a finite number" in f for f in table.column("reason").to_pylist())
 
 
 def test_nothing_is_written_where_the_config_cannot_work(tmp_path):
     with pytest.raises(UserError, match="validation split of 5 images misses class"):
         run_search(changed("data.validation_images=5"), RunFolder(tmp_path / "run"), Silence())
+    with pytest.raises(UserError, match=r"search.warm_start: unknown scheme 'cutmx': did you mean"):
+        run_search(changed('search.warm_start=["cutmx"]'), RunFolder(tmp_path / "run"), Silence())
     with pytest.raises(UserError, match="cpus_per_trial"), connected(ClusterConfig()):
         run_search(changed("cluster.cpus_per_trial=64"), RunFolder(tmp_path / "run"), Silence())
     assert not (tmp_path / "run").exists()
@@ -198,7 +180,7 @@ def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
                 break
         rest = process.stderr.read()
     assert process.returncode == 130, rest
-    assert "stopped; finished probes are in" in rest
+    assert f"stopped; go on with: augury resume {tmp_path / 'run'}" in rest
     assert "Traceback" not in rest
     table = pq.read_table(tmp_path / "run" / "policies.parquet")
     assert 2 <= table.num_rows < 200
@@ -213,94 +195,3 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(address, tmp_path):
     assert done.returncode == 2
     assert f"cluster.address: nothing answers at '{address}'" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-class TestWhatOptunaIsTold:
-    """The states in which trials enter the study, through Ray's own interface."""
-
-    @pytest.fixture
-    def search(self) -> PolicySearch:
-        return PolicySearch(TINY.search, PolicySpace(), TINY.search.first(), epochs=2)
-
-    def states(self, search: PolicySearch) -> list[str]:
-        return [trial.state.name for trial in search._ot_study.get_trials()]
-
-    def test_a_full_trial_is_complete(self, search):
-        search.suggest("t")
-        search.on_trial_result("t", {"score": 2.0, "training_iteration": 1})
-        search.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
-        trial = search._ot_study.get_trials()[0]
-        assert trial.state.name == "COMPLETE"
-        assert trial.value == 1.0
-        assert trial.intermediate_values == {1: 2.0, 2: 1.0}
-
-    def test_a_stopped_trial_is_pruned_at_its_last_value(self, search):
-        search.suggest("t")
-        search.on_trial_complete("t", {"score": 3.0, "training_iteration": 1})
-        trial = search._ot_study.get_trials()[0]
-        assert trial.state.name == "PRUNED"
-        assert trial.value == 3.0
-
-    @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_a_value_that_is_no_number_is_a_failure(self, search, value):
-        search.suggest("t")
-        search.on_trial_result("t", {"score": value, "training_iteration": 1})
-        search.on_trial_complete("t", {"score": value, "training_iteration": 2})
-        assert self.states(search)[0] == "FAIL"
-
-    def test_an_error_is_a_failure(self, search):
-        search.suggest("t")
-        search.on_trial_complete("t", None, error=True)
-        assert self.states(search)[0] == "FAIL"
-
-    def test_completion_counts_once(self, search):
-        search.suggest("t")
-        search.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
-        search.on_trial_complete("t", {"score": 9.0, "training_iteration": 2})
-        assert search._ot_study.get_trials()[0].value == 1.0
-
-    def test_no_policy_is_proposed_twice(self, search):
-        policies = []
-        for number in range(60):
-            config = search.suggest(str(number))
-            policies.append(config["policy"])
-            search.on_trial_complete(str(number), {"score": 0.1 * number, "training_iteration": 2})
-        assert len(set(policies)) == 60
-        values = [t.value for t in search._ot_study.get_trials() if t.state.name == "COMPLETE"]
-        assert all(math.isfinite(value) for value in values)
-
-    def test_a_sampler_that_repeats_itself_gives_way_to_random_proposals(self, search):
-        class Stubborn(optuna.samplers.RandomSampler):
-            def sample_independent(self, study, trial, name, distribution):
-                return {"form": "operations_1", "operation_1": "identity", "mixing": "none"}[name]
-
-        search._samplers = Stubborn(), search._samplers[1]
-        policies = {search.suggest(str(number))["policy"] for number in range(12)}
-        assert len(policies) == 12
-        assert self.states(search).count("FAIL") > 0
-
-    def test_the_same_seed_proposes_the_same_policies(self):
-        def proposals(seed: int) -> list[str]:
-            config = TINY.search.model_copy(update={"seed": seed})
-            search = PolicySearch(config, PolicySpace(), config.first(), epochs=2)
-            found = []
-            for number in range(14):
-                found.append(search.suggest(str(number))["policy"])
-                search.on_trial_complete(
-                    str(number), {"score": math.sin(number), "training_iteration": 2}
-                )
-            return found
-
-        first = proposals(0)
-        assert first == proposals(0)
-        assert first[:7] == proposals(1)[:7]  # the schemes
-        assert first[7:] != proposals(1)[7:]
-
-    def test_it_travels_through_rays_own_save_and_restore(self, search, tmp_path: Path):
-        search.suggest("t")
-        search.save(str(tmp_path / "state"))
-        again = PolicySearch(TINY.search, PolicySpace(), TINY.search.first(), epochs=2)
-        again.restore(str(tmp_path / "state"))
-        again.on_trial_complete("t", {"score": 1.0, "training_iteration": 2})
-        assert again._ot_study.get_trials()[0].value == 1.0
-        assert isinstance(again._ot_study.sampler, optuna.samplers.TPESampler)

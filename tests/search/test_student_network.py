@@ -1,8 +1,7 @@
 """Students of another network than the teacher's, through a real Ray cluster."""
 
 import math
-import tempfile
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -19,26 +18,14 @@ from trainers.teacher import frozen
 TINY = ["data.student_images=40", "teacher.width=4", "student.recipe.repeats=1"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    # Ray's sockets lie in its folder, and the path of a socket has room for 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-        yield
-        ray.shutdown()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def first_validation_loss(config: SearchConfig, seed: int) -> float:
+def first_validation_loss(config: SearchConfig, seed: int, folder: Path) -> float:
     """Of a student after one epoch, in an actor that got everything from the object store."""
     splits = load_splits(config.data)
     teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
-    shared = Shared.put(config, splits, teacher, config.student.start(splits))
+    shared = Shared.put(config, splits, teacher, config.student.start(splits), checkpoints=folder)
     trial = {"policy": scheme("none").to_json(), "seed": seed, "cpus": 1, "gpus": 0}
     bound = tune.with_parameters(ProbeTrial, shared=shared, epochs=1)
     actor = ray.remote(num_cpus=1)(bound).remote(config=trial)
@@ -59,7 +46,10 @@ def test_students_start_where_the_config_says(tmp_path):
         f"{{name: vgg8, width: 4, weights: {tmp_path / '4.pt'}}}",
     ]
     configs = [load_config(overrides=[*TINY, f"student.network={start}"]) for start in starts]
-    losses = [first_validation_loss(config, seed=3) for config in configs]
+    losses = [
+        first_validation_loss(config, seed=3, folder=tmp_path / str(index))
+        for index, config in enumerate(configs)
+    ]
     assert all(math.isfinite(loss) for loss in losses)
     copy, fresh, three, four = losses
     assert three == fresh  # the file holds what seed 3 makes

@@ -1,6 +1,5 @@
 """From an Optuna trial to a policy and back."""
 
-import pickle
 import warnings
 
 import optuna
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from spaces import Chain, Mixing, Operation, Policy, PolicySpace, Range, UserError, scheme
-from spaces.policy import policy_from_json
+from spaces.flat import FlatSpace
 from spaces.schemes import SCHEMES, rand_augment
 from spaces.space import SpaceSpec
 
@@ -63,16 +62,25 @@ def test_random_candidates_reach_every_part_of_the_space():
     assert all(p.image_size == (16, 16) for p in policies)
 
 
-def test_what_ray_gets_is_the_policy_as_json():
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    config = SPACE(study.ask())
-    assert set(config) == {"policy"}
-    assert policy_from_json(config["policy"]).image_size == (16, 16)
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**31))
+def test_as_numbers_alone_the_space_has_the_same_policies(seed):
+    flat = FlatSpace(SPACE)
+    for policy in (*proposals(3, seed), scheme("rand_augment+mixup"), scheme("none")):
+        study = optuna.create_study()
+        study.enqueue_trial(flat.params(policy))
+        trial = study.ask()
+        assert flat.suggest(trial).identity == policy.identity
+        assert set(trial.params) == set(flat.names)
+        assert all(0 < value < 1 for value in trial.params.values())
 
 
-def test_the_space_travels():
-    again = pickle.loads(pickle.dumps(SPACE))
-    assert again.params(scheme("rand_augment+mixup")) == SPACE.params(scheme("rand_augment+mixup"))
+def test_every_corner_of_the_numbers_is_a_policy():
+    flat = FlatSpace(SPACE)
+    study = optuna.create_study()
+    for corner in (0.0, 1.0):
+        study.enqueue_trial(dict.fromkeys(flat.names, corner))
+        SPACE.params(flat.suggest(study.ask()))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,219 @@
+"""What happened in a run, line by line: the one truth from which it is resumed.
+
+Every line of `trials.jsonl` is a JSON object that was synced to disk before the search went on. In
+each `sitting` of a process at the run, trials `began` (again, after a loss), told an `epoch` at a
+time what they had, and `ended`. Ray Tune's own state is never read: what is not in here has not
+happened.
+"""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from search.results import FAILED, FINISHED, STOPPED, FullLength, Row
+from spaces.errors import UserError
+from spaces.policy import Policy, policy_from_json
+from trainers.student import FIGURES
+
+PLACES = ("node", "device", "batch_size")
+Stage = Literal["probe", "promotion"]
+
+
+@dataclass
+class Trial:
+    """One student as the ledger tells it. `status` is None until it ended, and then finished,
+    stopped or failed."""
+
+    id: str
+    stage: Stage
+    policy: Policy
+    seed: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    proposals: int = 1  # how many the sampler made for this trial; all but the last were known
+    attempts: int = 0  # how often it was begun
+    epochs: dict[int, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0  # of all epochs
+    places: dict[str, Any] = field(default_factory=dict)  # by PLACES, of the last epoch
+    code_version: str = ""  # of the code that began it last
+    status: str | None = None
+    failure: str | None = None
+    test_accuracy: float = math.nan
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of the last epoch; empty without one."""
+        return self.epochs[max(self.epochs)] if self.epochs else {}
+
+    def values(self, objective: str) -> dict[int, float]:
+        """What the epochs had for `objective`, by epoch, where it was a number."""
+        found = {
+            epoch: self.epochs[epoch].get(objective, math.nan) for epoch in sorted(self.epochs)
+        }
+        return {epoch: value for epoch, value in found.items() if math.isfinite(value)}
+
+    def row(self) -> Row:
+        """This trial, which has ended, as a row of the ranked table."""
+        assert self.status is not None
+        return Row(
+            trial_id=self.id,
+            status=self.status,
+            policy=self.policy,
+            params=self.params,
+            figures={name: self.figures[name] for name in FIGURES if name in self.figures},
+            seconds=self.seconds if self.epochs else math.nan,
+            failure=self.failure,
+            seed=self.seed,
+            code_version=self.code_version,
+            attempts=self.attempts,
+            **self.places,
+        )
+
+    def full_length(self) -> FullLength:
+        """What this promoted student, which finished, had in the end."""
+        return FullLength(
+            seed=self.seed,
+            validation_accuracy=self.figures["validation_accuracy"],
+            validation_loss=self.figures["validation_loss"],
+            test_accuracy=self.test_accuracy,
+        )
+
+
+class Ledger:
+    """The trials of a run, by what its file says and what is added to it.
+
+    `trials` are in the order in which they first began. `history` has them where they first began
+    and where they ended, in the order of the file: what a sampler has lived through.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self.path = file, path
+        self.trials: dict[str, Trial] = {}
+        self._code_version = ""
+        self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
+        self.history: list[tuple[Literal["began", "ended"], Trial]] = []
+        end = 0
+        for number, line in enumerate(file.read().splitlines(keepends=True), start=1):
+            if not line.endswith(b"\n"):
+                break  # torn by a kill: it was never relied on
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError, UserError):
+                raise UserError(f"{path}: line {number} is not a line of a ledger") from None
+            end += len(line)
+        file.seek(end)
+        file.truncate()
+
+    def sitting(self, versions: Mapping[str, str]) -> None:
+        """Notes that a process begins to work on the run, with these versions of packages."""
+        self._add(event="sitting", versions=dict(versions))
+
+    def seconds(self) -> float:
+        """How long the run has been worked on: up to the last line of former sittings, and up to
+        now in this one."""
+        *former, (began, _) = self._sittings
+        return sum(last - first for first, last in former) + time.time() - began
+
+    def of(self, stage: Stage) -> list[Trial]:
+        """The trials of one stage, in the order in which they began."""
+        return [trial for trial in self.trials.values() if trial.stage == stage]
+
+    def began(self, trial: Trial) -> Trial:
+        """Notes that `trial` begins, or begins again; returns the one that the ledger keeps."""
+        self._add(
+            event="began",
+            trial=trial.id,
+            stage=trial.stage,
+            policy=trial.policy.model_dump(mode="json"),
+            seed=trial.seed,
+            params=dict(trial.params),
+            proposals=trial.proposals,
+        )
+        return self.trials[trial.id]
+
+    def epoch(self, trial: Trial, figures: Mapping[str, float], **told: Any) -> None:
+        """Notes the figures of an epoch, which are numbers and have `epoch`; `told` are `seconds`,
+        `node`, `device` and `batch_size`. What was told before is not told again."""
+        if trial.epochs.get(int(figures["epoch"])) != figures:
+            self._add(event="epoch", trial=trial.id, figures=dict(figures), **told)
+
+    def ended(self, trial: Trial, status: str, failure: str | None = None, **told: Any) -> None:
+        """Notes that `trial` is over; of `told`, `test_accuracy` is known."""
+        known = {name: value for name, value in told.items() if value is not None}
+        self._add(event="ended", trial=trial.id, status=status, failure=failure, **known)
+
+    def _add(self, **record: Any) -> None:
+        record["at"] = round(time.time(), 3)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._take(record)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        event = record["event"]
+        if event == "sitting":
+            self._sittings.append((record["at"], record["at"]))
+            self._code_version = record["versions"]["augury"]
+            return
+        if self._sittings:
+            self._sittings[-1] = (self._sittings[-1][0], record["at"])
+        if event == "began":
+            self._begin(record)
+            return
+        trial = self.trials[record["trial"]]
+        if event == "epoch":
+            figures = record["figures"]
+            trial.epochs[int(figures["epoch"])] = figures
+            trial.seconds += record["seconds"]
+            trial.places = {name: record[name] for name in PLACES}
+        elif event == "ended":
+            trial.status, trial.failure = record["status"], record["failure"]
+            trial.test_accuracy = record.get("test_accuracy", math.nan)
+            self.history.append(("ended", trial))
+        else:
+            raise ValueError(event)
+
+    def _begin(self, record: dict[str, Any]) -> None:
+        trial = self.trials.get(record["trial"])
+        if trial is None:
+            trial = Trial(
+                id=record["trial"],
+                stage=record["stage"],
+                policy=policy_from_json(json.dumps(record["policy"])),
+                seed=record["seed"],
+                params=record["params"],
+                proposals=record["proposals"],
+            )
+            self.trials[trial.id] = trial
+            self.history.append(("began", trial))
+        trial.attempts += 1
+        trial.code_version = self._code_version
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Ledger]:
+    """The ledger at `path`, made where there is none, for this process alone.
+
+    Raises UserError where another process has it, and where a line that is not the last is broken.
+    """
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.parent}: another process is searching in this folder") from None
+        file.seek(0)
+        yield Ledger(file, path)
+
+
+def outcome(trial: Trial, epochs: int) -> str:
+    """How a trial that is over by itself or by the scheduler ended."""
+    if not trial.epochs:
+        return FAILED
+    return FINISHED if max(trial.epochs) >= epochs else STOPPED

@@ -1,0 +1,177 @@
+"""The stages of a search: probes, promotion, verdict; its table, which is written as they go on."""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search.code_version import code_version
+from search.config import SearchConfig
+from search.explore import explore, spent
+from search.failures import in_common, too_many
+from search.ledger import Ledger, Trial
+from search.progress import Listener
+from search.promote import promote, select, students_of
+from search.results import (
+    CONTROL,
+    FAILED,
+    Row,
+    ranked,
+    with_full_length,
+)
+from search.run_folder import RunFolder, write_text
+from search.table import to_table, write_parquet
+from search.trainable import Shared, checkpoint
+from search.verdict import Candidate, Verdict, decide
+from search.warm_start import WarmStart
+from spaces import PolicySpace
+
+
+class SearchFailedError(Exception):
+    """Nothing could be ranked, for a reason that is not the user's."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The run's folder, its rows ranked by objective, and what promotion found."""
+
+    folder: RunFolder
+    rows: list[Row]
+    candidates: tuple[Candidate, ...]
+    verdict: Verdict
+
+
+class Stages:
+    """The stages of a search, and its table, which is written as they go on."""
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: RunFolder,
+        ledger: Ledger,
+        made_by: dict[str, Any],
+        listen: Listener,
+    ) -> None:
+        self._config, self._folder, self._ledger, self._listen = config, folder, ledger, listen
+        said = {k: v for k, v in made_by.items() if k not in ("config", "warm_start")}
+        self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+        self._metadata["config"] = config.to_yaml()
+        self._next_write = 0.0
+
+    def probe(self, shared: Shared, space: PolicySpace, start: WarmStart) -> None:
+        """Probes until a budget is spent; what the ledger has is not done again."""
+        search = self._config.search
+        self._stage("probes", search.trials, search.objective, search.mode, self._probed())
+        unfinished = len(self._probed()) < len(self._ledger.of("probe"))
+        if unfinished or not spent(self._config, self._ledger):
+            explore(
+                self._config,
+                shared,
+                space,
+                start,
+                ledger=self._ledger,
+                folder=self._folder.tune / "search",
+                ended=self._probe_ended,
+            )
+        self._write(self._ranked())
+        probes, reason = self._ledger.of("probe"), spent(self._config, self._ledger)
+        if len(probes) < search.trials:
+            self._listen.note(f"{reason or 'no policy is left'}: {len(probes)} were probed")
+
+    def promote(self, shared: Shared) -> SearchResult:
+        """Trains the best of what was probed and the controls, but for students that are there
+        already, and writes the verdict. Raises SearchFailedError where there is none."""
+        rows = self._ranked()
+        self._require_some(rows)
+        chosen = select(rows, self._config)
+        students = {student.id for student in students_of(chosen, self._config)}
+        done = [t for t in self._ledger.of("promotion") if t.status and t.id in students]
+        self._stage("promotion", len(students), "validation_accuracy", "max", done)
+        promoted = promote(
+            self._config,
+            shared,
+            chosen,
+            ledger=self._ledger,
+            folder=self._folder,
+            ended=self._ended,
+        )
+        if not promoted.candidates:
+            raise SearchFailedError(
+                f"every promoted student failed; the first: {promoted.failures[0]}"
+            )
+        verdict = decide(promoted.candidates, promoted.failures)
+        rows = _with_promoted(rows, promoted.candidates)
+        self._finish(rows, verdict)
+        return SearchResult(self._folder, rows, promoted.candidates, verdict)
+
+    def _require_some(self, rows: Sequence[Row]) -> None:
+        probes, share = self._ledger.of("probe"), self._config.search.max_failed_share
+        if not rows:
+            raise SearchFailedError("no policy was probed")
+        if too_many(probes, share) or all(row.status == FAILED for row in rows):
+            raise SearchFailedError(f"the search stopped: of its probes {in_common(probes)}")
+
+    def _finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
+        """Writes what the search has come to, and clears away what only a resumption needs."""
+        found = json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False)
+        write_text(self._folder.verdict, found + "\n")
+        verdict.winner.policy.save(self._folder.best_policy)
+        self._write(rows, verdict)
+        if all(trial.status for trial in self._ledger.trials.values()):
+            shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
+
+    def _stage(self, text: str, trials: int, figure: str, mode: str, done: Sequence[Trial]) -> None:
+        self._listen.stage(text, trials, figure, mode)
+        for trial in done:
+            self._listen.trial_ended(trial.row())
+
+    def _probed(self) -> list[Trial]:
+        return [trial for trial in self._ledger.of("probe") if trial.status]
+
+    def _ranked(self) -> list[Row]:
+        search = self._config.search
+        return ranked((t.row() for t in self._probed()), search.directions)
+
+    def _probe_ended(self, trial: Trial) -> None:
+        self._ended(trial)
+        began = time.monotonic()
+        if began >= self._next_write:
+            self._write(self._ranked())
+            # However long the table grows, writing it takes a twentieth of the time.
+            self._next_write = time.monotonic() + 20 * (time.monotonic() - began)
+
+    def _ended(self, trial: Trial) -> None:
+        epochs = (
+            self._config.search.probe_epochs
+            if trial.stage == "probe"
+            else self._config.promotion.epochs
+        )
+        left = checkpoint(self._folder.checkpoints, trial.policy, trial.seed, epochs)
+        left.unlink(missing_ok=True)
+        self._listen.trial_ended(trial.row())
+
+    def _write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
+        metadata = self._metadata
+        if verdict is not None:
+            metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
+        table = to_table(rows, self._config.search.directions, metadata)
+        write_parquet(table, self._folder.policies)
+
+
+def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
+    """`rows` with full-length figures, and a row for a control that was never probed."""
+    rows = with_full_length(rows, {c.policy.identity: c.runs for c in candidates})
+    probed = {row.policy.identity for row in rows}
+    controls = [c for c in candidates if c.policy.identity not in probed]
+    return rows + [
+        Row(
+            f"control_{c.role}",
+            CONTROL,
+            c.policy,
+            full_length=c.runs,
+            code_version=code_version(),
+        )
+        for c in controls
+    ]

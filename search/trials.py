@@ -1,0 +1,224 @@
+"""Trials of a run through Ray Tune, with everything that happens written to the ledger.
+
+Tune is handed one sitting at a time: what the ledger says is left to do. Its own state is scratch.
+"""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search.cluster import concurrent_trials
+from search.config import ClusterConfig
+from search.ledger import Ledger, Trial, outcome
+from search.results import FAILED, STOPPED
+from search.trainable import ProbeTrial, Shared
+from trainers.student import FIGURES
+
+RETRIES = 3  # of a trial whose worker was lost
+
+
+class Interrupted(KeyboardInterrupt):
+    """The search was asked to stop, and has stopped where it can go on."""
+
+
+class Sitting:
+    """What Tune's hooks have in common while some trials run."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        epochs: int,
+        objective: str,
+        ended: Callable[[Trial], None],
+    ) -> None:
+        self.ledger, self.epochs, self.objective = ledger, epochs, objective
+        self._ended = ended
+        self.stopping = False
+        self.broken: OSError | None = None  # the ledger or the table could not be written
+
+    def told(self, result: dict[str, Any], trial: Trial) -> None:
+        """An epoch of `trial` is done."""
+        figures = {
+            name: result[name] for name in FIGURES if math.isfinite(result.get(name, math.nan))
+        }
+        if "epoch" in figures:
+            told = {
+                "seconds": result["time_this_iter_s"],
+                "node": result["hostname"],
+                "device": result["device"],
+                "batch_size": result["batch_size"],
+            }
+            with self._noticing():
+                self.ledger.epoch(trial, figures, **told)
+
+    def over(self, trial: Trial, result: dict[str, Any], error: str | None = None) -> None:
+        """`trial` is over, unless it is to be gone on with in another sitting."""
+        failure = error or result.get("failure")
+        if not failure and trial.epochs and self.objective not in trial.figures:
+            failure = f"{self.objective} was not a finite number"
+        status = FAILED if failure else outcome(trial, self.epochs)
+        if trial.status is not None or (self.stopping and status == STOPPED):
+            return
+        with self._noticing():
+            test_accuracy = result.get("test_accuracy")
+            self.ledger.ended(trial, status, failure, test_accuracy=test_accuracy)
+            self._ended(trial)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        # Tune would take what a hook raises for a fault of the trial.
+        try:
+            yield
+        except OSError as error:
+            self.broken = self.broken or error
+            self.stopping = True
+
+
+def run_trials(
+    shared: Shared,
+    *,
+    cluster: ClusterConfig,
+    sitting: Sitting,
+    unfinished: Iterable[Trial],
+    propose: Callable[[], Trial | None],
+    folder: Path,
+    students: Path | None = None,
+    scheduler: TrialScheduler | None = None,
+) -> None:
+    """Runs the `unfinished` trials and then those that `propose` gives, until it gives none.
+
+    Students that end are kept in the folder `students`. Tune's own results go to `folder`. Raises
+    Interrupted where a signal asked to stop, and OSError where the ledger could not be written.
+    """
+    # Every trial asks for the same resources: Tune caches actors per request.
+    resources = {"cpus": cluster.cpus_per_trial, "gpus": cluster.gpus_per_trial}
+    with gently(sitting):
+        tune.run(
+            tune.with_parameters(
+                ProbeTrial, shared=shared, epochs=sitting.epochs, students=students
+            ),
+            name=folder.name,
+            storage_path=str(folder.parent),
+            config=resources,
+            num_samples=-1,
+            search_alg=_Proposer(sitting, unfinished, propose),
+            scheduler=scheduler or FIFOScheduler(),
+            stop=_Stopper(sitting),
+            callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
+            max_concurrent_trials=concurrent_trials(cluster),
+            max_failures=RETRIES,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            reuse_actors=True,
+            trial_dirname_creator=_trial_name,
+            raise_on_failed_trial=False,
+            verbose=0,
+        )
+    if sitting.broken is not None:
+        raise sitting.broken
+    if sitting.stopping:
+        raise Interrupted
+
+
+@contextmanager
+def gently(sitting: Sitting) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once lets running epochs end and starts nothing new; twice is at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if sitting.stopping:
+            raise KeyboardInterrupt
+        sitting.stopping = True
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _Proposer(Searcher):
+    """What Tune asks for the next trial. Each is in the ledger before Tune knows it."""
+
+    def __init__(
+        self,
+        sitting: Sitting,
+        unfinished: Iterable[Trial],
+        propose: Callable[[], Trial | None],
+    ) -> None:
+        super().__init__()
+        self._sitting, self._unfinished, self._propose = sitting, deque(unfinished), propose
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        if self._sitting.stopping:
+            return str(Searcher.FINISHED)
+        trial = self._unfinished.popleft() if self._unfinished else self._propose()
+        if trial is None:
+            return str(Searcher.FINISHED)  # None would make Tune ask for ever
+        self._sitting.ledger.began(trial)
+        return {"trial": trial.id, "policy": trial.policy.model_dump_json(), "seed": trial.seed}
+
+    # What has happened reaches the ledger through the callback, which hears of every epoch.
+    def on_trial_complete(self, trial_id: str, *_: Any, **__: Any) -> None: ...
+    def save(self, checkpoint_path: str) -> None: ...
+    def restore(self, checkpoint_path: str) -> None: ...
+
+
+class _Scribe(tune.Callback):
+    """Hears of every epoch and every end."""
+
+    def __init__(self, sitting: Sitting) -> None:
+        self._sitting = sitting
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._sitting.told(result, self._known(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._sitting.over(self._known(trial), trial.last_result or {})
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._sitting.over(self._known(trial), {}, _reason(trial))
+
+    def _known(self, trial: Any) -> Trial:
+        return self._sitting.ledger.trials[trial.config["trial"]]
+
+
+class _Stopper(tune.Stopper):
+    """Stops trials after the epoch that they are in, once the sitting is to end."""
+
+    def __init__(self, sitting: Sitting) -> None:
+        self._sitting = sitting
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self._sitting.stopping
+
+    def stop_all(self) -> bool:
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps what is of no use to a search that is resumed from its ledger
+
+
+def _reason(trial: Any) -> str:
+    """The last line of what made Tune give a trial up."""
+    told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+    if not told or "ActorDiedError" in told or "The actor died" in told:
+        return f"the worker was lost {RETRIES + 1} times"
+    return told.strip().splitlines()[-1]
+
+
+def _trial_name(trial: Any) -> str:
+    """The name of a trial's folder."""
+    return str(trial.config["trial"])

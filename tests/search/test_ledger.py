@@ -1,0 +1,70 @@
+"""The ledger: what is kept, what a kill may tear, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from search.ledger import Trial, opened
+from search.results import FINISHED
+from spaces import UserError, scheme
+
+
+def written(path: Path) -> Trial:
+    """A trial with two epochs and its end, in a ledger at `path`."""
+    trial = Trial("00000", "probe", scheme("cutmix"), 0, {"form": "scheme"}, proposals=2)
+    with opened(path) as ledger:
+        trial = ledger.began(trial)
+        for epoch in (1, 2, 2):  # a student that goes on tells its last epoch again
+            figures = {"epoch": epoch, "score": 0.1 + epoch / 3}
+            ledger.epoch(trial, figures, seconds=1.5, node="here", device="cpu", batch_size=8)
+        ledger.ended(trial, FINISHED, test_accuracy=0.5)
+    return trial
+
+
+def test_it_tells_again_what_it_was_told(tmp_path):
+    trial = written(tmp_path / "trials.jsonl")
+    with opened(tmp_path / "trials.jsonl") as ledger:
+        assert ledger.of("probe") == [trial]
+        assert ledger.of("promotion") == []
+        assert [event for event, _ in ledger.history] == ["began", "ended"]
+    assert trial.figures == {"epoch": 2, "score": 0.1 + 2 / 3}
+    assert trial.values("score") == {1: 0.1 + 1 / 3, 2: 0.1 + 2 / 3}
+    assert (trial.attempts, trial.proposals, trial.seconds) == (1, 2, 3.0)
+    assert trial.row().policy == scheme("cutmix")
+
+
+def test_every_cut_leaves_a_ledger_that_goes_on(tmp_path):
+    """A kill may leave any number of bytes of the last line."""
+    path = tmp_path / "trials.jsonl"
+    trial = written(path)
+    whole = path.read_bytes()
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(ends[0], len(whole), 7):
+        path.write_bytes(whole[:cut])
+        with opened(path) as ledger:
+            (found,) = ledger.trials.values()
+            assert found.status is None
+            ledger.epoch(found, {"epoch": 3}, seconds=0.0, node="", device="", batch_size=8)
+            ledger.ended(found, FINISHED)
+        lines = path.read_text().splitlines()
+        assert len(lines) == sum(end <= cut for end in ends) + 2
+        assert all(json.loads(line)["trial"] == trial.id for line in lines)
+
+
+@pytest.mark.parametrize("line", ["[]", "{", '{"event": "ended", "trial": "of no one"}', "{}"])
+def test_a_broken_line_that_is_not_the_last_is_refused(tmp_path, line):
+    path = tmp_path / "trials.jsonl"
+    written(path)
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(UserError, match="line 1 is not a line of a ledger"), opened(path):
+        pass
+
+
+def test_two_processes_cannot_search_in_one_folder(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    refused = pytest.raises(UserError, match="another process is searching")
+    with opened(path), refused, opened(path):
+        pass
+    with opened(path):
+        pass

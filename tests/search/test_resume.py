@@ -1,0 +1,158 @@
+"""A search that is killed, gone on with, extended or refused, on a real Ray cluster."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+from search.config import load_config
+from search.ledger import opened
+from search.progress import Silence
+from search.proposals import Proposals
+from search.results import FINISHED
+from search.run import promote_again, resume_search, run_search
+from search.run_folder import RunFolder
+from search.stages import SearchResult
+from search.table import read_parquet
+from search.trainable import ProbeTrial, Shared
+from search.warm_start import WarmStart, warm_start
+from spaces import PolicySpace, UserError, scheme
+from trainers.datasets import load_splits
+from trainers.models import build_network
+from trainers.teacher import frozen
+
+pytestmark = pytest.mark.usefixtures("cluster")
+SERIAL = load_config(
+    overrides=[
+        "data.student_images=40",
+        "teacher={width: 4, epochs: 4}",
+        "student.recipe.repeats=2",
+        "student.recipe.batch_size=8",
+        "search.warm_start=[none, cutmix, mixup]",
+        "search.trials=9",
+        "search.probe_epochs=2",
+        "search.random_trials=4",
+        "promotion={top: 2, epochs: 2, seeds: 1}",
+        "cluster.concurrent_trials=1",
+    ]
+)
+OF_THE_CLOCK = {"seconds", "images_per_second", "attempts"}
+
+
+def rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """The table without what a clock measured and how often a trial was begun."""
+    table = read_parquet(folder.policies).to_pylist()
+    return [{k: v for k, v in row.items() if k not in OF_THE_CLOCK} for row in table]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    return run_search(SERIAL, RunFolder(tmp_path_factory.mktemp("runs") / "whole"), Silence())
+
+
+def killed_when(said: str, folder: Path, *words: str) -> None:
+    """Runs `augury` in a process of its own and kills it once the ledger has a line with `said`."""
+    command = [Path(sys.executable).parent / "augury", *words]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            ledger = folder / "run" / "trials.jsonl"
+            if ledger.exists() and said in ledger.read_text():
+                process.kill()
+            time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, tmp_path):
+    """Killed in the fifth of seven trials; nine in all are what nine at once are."""
+    seven = SERIAL.search.model_copy(update={"trials": 7})
+    config = SERIAL.model_copy(update={"search": seven})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    words = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
+    killed_when('"epoch", "trial": "00004"', tmp_path, *words)
+    folder = RunFolder.open(tmp_path / "run")
+    with opened(folder.ledger) as ledger:
+        assert [t.id for t in ledger.trials.values() if not t.status] == ["00004"]
+    before = folder.ledger.read_text()
+    again = resume_search(folder, Silence(), trials=9)
+    assert rows(folder) == rows(whole.folder)
+    assert again.verdict == whole.verdict
+    assert folder.best_policy.read_text() == whole.folder.best_policy.read_text()
+    after = folder.ledger.read_text()
+    assert after.startswith(before)
+    records = [json.loads(line) for line in after.splitlines()]
+    began = [record["trial"] for record in records if record["event"] == "began"]
+    assert [trial for trial in set(began) if began.count(trial) > 1] == ["00004"]
+    resume_search(folder, Silence())
+    left = folder.ledger.read_text().removeprefix(after)
+    assert json.loads(left)["event"] == "sitting"  # there was nothing to do
+    assert rows(folder) == rows(whole.folder)
+    with pytest.raises(UserError, match="--trials 3: the run has 9 already"):
+        resume_search(folder, Silence(), trials=3)
+    more = promote_again(folder, Silence(), top=1, seeds=2)
+    began = folder.ledger.read_text().removeprefix(after).count('"began"')
+    assert began == len(more.candidates)  # the second seed of each; the first was there
+    assert {len(candidate.runs) for candidate in more.candidates} == {2}
+    assert load_config(folder.config).promotion.seeds == 2
+
+
+def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):
+    folder = whole.folder
+    before = folder.config.read_text()
+    try:
+        folder.config.write_text(before.replace("objective: score", "objective: kd_gap"))
+        with pytest.raises(UserError, match=r"search\.objective is 'kd_gap', was 'score'"):
+            resume_search(folder, Silence())
+    finally:
+        folder.config.write_text(before)
+
+
+def test_a_search_begins_with_the_winners_of_another_and_what_is_known_of_the_rest(whole):
+    made_by = whole.folder.read_marker()
+
+    def begun(**search: Any) -> WarmStart:
+        names = (str(whole.folder.path), "cutout")
+        config = SERIAL.search.model_copy(update={"warm_start": names, **search})
+        start = warm_start(SERIAL.model_copy(update={"search": config}), made_by)
+        assert WarmStart.from_json(start.as_json()) == start
+        return start
+
+    start = begun()
+    identities = [row.policy.identity for row in whole.rows if row.status == FINISHED]
+    first = [policy.identity for policy in start.first]
+    assert first == [*identities[:5], scheme("cutout").identity]
+    assert [policy.identity for policy, _ in start.known] == identities[5:]
+    assert [told["score"] for _, told in start.known] == [
+        r.figures["score"] for r in whole.rows[5:]
+    ]
+    with_known = Proposals(SERIAL.search, PolicySpace().including(start.first), start)
+    asked = [with_known.propose().policy.identity for _ in range(12)]
+    assert asked[:6] == first
+    assert not set(asked) & set(identities[5:])
+    assert begun(probe_epochs=3).known == ()  # longer probes have other figures
+
+
+def test_a_student_goes_on_from_its_checkpoint(tmp_path):
+    """In another actor, which tells the last epoch again; one made otherwise begins anew."""
+    splits = load_splits(SERIAL.data)
+    teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
+    shared = Shared.put(SERIAL, splits, teacher, checkpoints=tmp_path)
+    trial = {"policy": scheme("cutmix").to_json(), "seed": 0, "cpus": 1, "gpus": 0}
+
+    def told(shared: Shared, epochs: int) -> list[dict[str, float]]:
+        actor = tune.with_parameters(ProbeTrial, shared=shared, epochs=4)(config=trial)
+        reports = [actor.train() for _ in range(epochs)]
+        return [{k: r[k] for k in ("epoch", "score", "validation_loss")} for r in reports]
+
+    first = told(shared, 2)
+    rest = told(shared, 3)
+    assert [r["epoch"] for r in first + rest] == [1, 2, 2, 3, 4]
+    assert rest[0] == first[1]
+    anew = told(replace(shared, origin="another"), 4)
+    assert anew == first + rest[1:]
