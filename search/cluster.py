@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Read by Ray when it is imported or when a run starts. The new console ignores verbosity; Tune need
-# not snapshot what the ledger keeps; a trial needs no TensorBoard and CSV files too; Ctrl-C must end
-# the search here instead of making Tune return early as if it were done.
+# not snapshot what the ledger keeps; a trial needs no TensorBoard and CSV files too; Ctrl-C must
+# end the search here instead of making Tune return early as if it were done.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

@@ -6,6 +6,7 @@ time what they had, and `ended`. Ray Tune's own state is never read: what is not
 happened.
 """
 
+import errno
 import fcntl
 import json
 import math
@@ -151,9 +152,14 @@ class Ledger:
     def _add(self, **record: Any) -> None:
         record["at"] = round(time.time(), 3)
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        end = self._file.tell()
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)  # half a line would spoil the next one
+            raise
         self._take(record)
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -203,7 +209,7 @@ def opened(path: Path) -> Iterator[Ledger]:
 
     Raises UserError where another process has it, and where a line that is not the last is broken.
     """
-    with path.open("a+b") as file:
+    with path.open("a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,6 +1,7 @@
 """The ledger: what is kept, what a kill may tear, what is refused."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,25 @@ def test_every_cut_leaves_a_ledger_that_goes_on(tmp_path):
         lines = path.read_text().splitlines()
         assert len(lines) == sum(end <= cut for end in ends) + 2
         assert all(json.loads(line)["trial"] == trial.id for line in lines)
+
+
+def test_a_line_for_which_there_is_no_room_leaves_nothing(tmp_path):
+    """The limit on the size of files tears a write as a full disk does."""
+    path = tmp_path / "trials.jsonl"
+    trial = written(path)
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with opened(path) as ledger:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"File too large|No space left"):
+                ledger.ended(trial, FINISHED)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == whole
+        ledger.sitting(versions={})
+    with opened(path) as ledger:
+        assert ledger.of("probe") == [trial]
 
 
 @pytest.mark.parametrize("line", ["[]", "{", '{"event": "ended", "trial": "of no one"}', "{}"])
