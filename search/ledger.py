@@ -6,7 +6,6 @@ time what they had, and `ended`. Ray Tune's own state is never read: what is not
 happened.
 """
 
-import errno
 import fcntl
 import json
 import math
@@ -154,8 +153,8 @@ class Ledger:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         end = self._file.tell()
         try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            while line:
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError:
             self._file.truncate(end)  # half a line would spoil the next one
