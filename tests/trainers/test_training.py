@@ -320,14 +320,6 @@ def test_losses_that_are_none_are_refused(wrong, sentence):
         StudentRecipe(loss=wrong)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_compiled_student_learns_what_the_other_learns(build):
-    plain, compiled = (figures(build(compile=c, curvature_every=1)) for c in (False, True))
-    for ours, theirs in zip(plain, compiled, strict=True):
-        assert ours == pytest.approx(theirs, rel=0.01, abs=0.01)
-
-
 @pytest.mark.parametrize("gamma", [0.25, 1.0])
 def test_any_weight_of_the_labels_counts(gamma):
     generator = torch.Generator().manual_seed(0)
