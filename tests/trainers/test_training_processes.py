@@ -185,7 +185,7 @@ def test_a_compiled_student_learns_what_the_other_learns():
     lines = subprocess.check_output([sys.executable, __file__], text=True).splitlines()
     plain, compiled = map(json.loads, lines)
     for ours, theirs in zip(plain, compiled, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+        assert ours == pytest.approx(theirs, rel=5e-3, abs=5e-3)
     assert plain != compiled
 
 
