@@ -93,7 +93,7 @@ def _warnings(
             f"It names {accuracy:.1%} of the validation images rightly, hardly more than the "
             f"{commonest:.1%} of always naming the commonest class: students and scores will copy "
             "noise. Were its weights trained on these classes, in this order, on images normalised "
-            "like these?"
+            "like these (data.normalisation)?"
         )
     most = math.log(splits.num_classes)
     if information.cmi < SATURATED * most:
