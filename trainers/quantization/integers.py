@@ -28,7 +28,8 @@ def fits(layer: nn.Module, x: Tensor, weight_bits: int, activation_bits: int) ->
     """Whether `convolved` can compute `layer` of x: small levels, one group, float32 on a CPU,
     and enough of it."""
     return (
-        isinstance(layer, nn.Conv2d)
+        not torch.compiler.is_compiling()  # which makes kernels of its own
+        and isinstance(layer, nn.Conv2d)
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
