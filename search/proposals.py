@@ -24,8 +24,7 @@ from spaces.flat import FlatSpace
 
 DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 FLAT = ("gp", "cmaes", "qmc")  # searchers that know numbers alone
-PATIENCE = 3  # how often a sampler may repeat itself before its neighbourhood is looked at
-NEIGHBOURS = 300  # at most, ever farther away
+NEIGHBOURS = 300  # at most, ever farther away, of a proposal that was known
 NEAR = 10  # neighbours that differ in as many parameters
 
 
@@ -104,28 +103,23 @@ class Proposals:
         if self._count < len(self._first):
             yield 1, self._given(self._space.params(self._first[self._count]), 1)
             return
-        params: dict[str, Any] = {}
-        for attempt in range(1, PATIENCE + NEIGHBOURS + 1):
-            if attempt > PATIENCE:
-                self._study.enqueue_trial(self._some(params, attempt))  # the rest is drawn
-            asked = self._asked(attempt)
-            yield attempt, asked
-            if attempt <= PATIENCE:
-                params = asked.params
+        wanted = self._asked(1)
+        yield 1, wanted
+        for attempt in range(2, NEIGHBOURS + 2):
+            self._study.enqueue_trial(self._some(wanted.params, attempt))  # the rest is drawn
+            yield attempt, self._asked(attempt)
 
     def _some(self, params: dict[str, Any], attempt: int) -> dict[str, Any]:
         """`params` without those in which a neighbour may differ."""
         draw = randomness.generator(self._config.seed, self._count, attempt, "neighbour")
-        left = 1 + (attempt - PATIENCE) // NEAR
-        kept = draw.permutation(list(params))[left:]
-        return {name: params[name] for name in kept}
+        left = 1 + attempt // NEAR
+        return {name: params[name] for name in draw.permutation(list(params))[left:]}
 
     def _asked(self, attempt: int) -> optuna.Trial:
-        """A running trial whose parameters the sampler gives."""
+        """A running trial whose parameters the sampler gives, the first time, or chance."""
         seed = randomness.key(self._config.seed, self._count, attempt, "proposal") % 2**32
-        random = attempt > PATIENCE
         self._study.sampler = (
-            optuna.samplers.RandomSampler(seed) if random else _sampler(self._config, seed)
+            _sampler(self._config, seed) if attempt == 1 else optuna.samplers.RandomSampler(seed)
         )
         return self._study.ask()
 

@@ -75,15 +75,22 @@ def test_the_schemes_are_asked_first_and_no_policy_twice(ledger):
     assert len(set(found)) == 40
 
 
-def test_a_sampler_that_repeats_itself_gives_way_to_random_proposals(ledger, monkeypatch):
+def test_where_a_sampler_repeats_itself_neighbours_are_taken(ledger, monkeypatch):
+    wanted = {"form": "operations_1", "operation_1": "rotate", "mixing": "none"}
+    wanted |= {"strength_1": 0.5, "probability_1": 1.0}
+
     class Stubborn(RandomSampler):
         def sample_independent(self, study, trial, name, distribution):
-            return {"form": "operations_1", "operation_1": "identity", "mixing": "none"}[name]
+            return wanted[name]
 
     monkeypatch.setattr(proposals, "_sampler", lambda config, seed: Stubborn(seed))
-    asked = Proposals(CONFIG, SPACE, FIRST)
-    assert len(set(live(asked, ledger, 12))) == 12
-    assert [t.proposals for t in ledger.of("probe")][len(FIRST.first) :] > [1] * 5
+    start = WarmStart(())
+    live(Proposals(CONFIG, SPACE, start), ledger, 20)
+    first, *others = ledger.of("probe")
+    assert first.params == wanted
+    assert len({trial.policy.identity for trial in ledger.of("probe")}) == 20
+    differ = [sum(wanted.get(n) != v for n, v in trial.params.items()) for trial in others]
+    assert sorted(differ)[10] <= 3  # half of them within one parameter, and those it brings along
 
 
 def test_the_same_seed_proposes_the_same_policies(tmp_path):
