@@ -3,9 +3,13 @@
 import logging
 import math
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 # Read by Ray when it is imported or when a run starts. The new console ignores verbosity; Tune need
 # not snapshot what the ledger keeps; a trial needs no TensorBoard and CSV files too; Ctrl-C must
@@ -16,6 +20,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import ClusterConfig
 from spaces.errors import UserError
@@ -93,3 +98,41 @@ def concurrent_trials(config: ClusterConfig) -> int:
     if config.gpus_per_trial > 0:
         fit = min(fit, total.get("GPU", 0) / config.gpus_per_trial)
     return max(math.floor(fit), 1)
+
+
+def require_storage(folder: Path, students: int, bytes_each: int) -> None:
+    """Raises UserError where `folder` has no room for the checkpoints of that many students, or
+    where a node that may train one cannot read and write it."""
+    free, needed = shutil.disk_usage(folder).free, students * bytes_each
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**20:,.0f} MiB are free, the checkpoints of {students} students "
+            f"at a time take about {needed / 2**20:,.0f} MiB: make room, or use --run elsewhere"
+        )
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in nodes if node["NodeID"] != here]
+    with NamedTemporaryFile(dir=folder, prefix=".seen-") as token:
+        tried = [_reached_from(node["NodeID"]).remote(token.name) for node in others]
+        found = dict(zip([n["NodeManagerAddress"] for n in others], ray.get(tried), strict=True))
+    for node, reason in found.items():
+        if reason is not None:
+            raise UserError(
+                f"{folder}: the node {node} cannot read and write it ({reason}): put the run on "
+                "storage that all nodes share, by --run"
+            )
+
+
+def _reached_from(node: str) -> Any:
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(_reason).options(num_cpus=0, scheduling_strategy=where)
+
+
+def _reason(token: str) -> str | None:
+    """Why this node cannot read the file `token` and write beside it; None where it can."""
+    try:
+        Path(token).read_bytes()
+        with NamedTemporaryFile(dir=Path(token).parent, prefix=".seen-"):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from search.cluster import connected
+from search.cluster import concurrent_trials, connected, require_storage
 from search.code_version import code_version
 from search.config import SearchConfig, differences, flat, load_config
 from search.ledger import opened
@@ -126,6 +126,9 @@ def _search(
             folder.create(config.to_yaml(), made_by)
             with atomic_write(folder.teacher) as temporary:
                 torch.save(teacher.state_dict(), temporary)
+        # Weights, their averages and Adam's two moments, and something for the rest.
+        at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
+        require_storage(folder.path, at_once, bytes_each)
         with opened(folder.ledger) as ledger:
             ledger.sitting(made_by["versions"])
             stages = Stages(config, folder, ledger, made_by, listen)

@@ -25,6 +25,7 @@ from search.trainable import ProbeTrial, Shared
 from trainers.student import FIGURES
 
 RETRIES = 3  # of a trial whose worker was lost
+LOST = "the worker was lost"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -43,6 +44,7 @@ class Sitting:
     ) -> None:
         self.ledger, self.epochs, self.objective = ledger, epochs, objective
         self._ended = ended
+        self.left: deque[Trial] = deque()  # to be begun, or begun again
         self.stopping = False
         self.broken: OSError | None = None  # the ledger or the table could not be written
 
@@ -74,6 +76,13 @@ class Sitting:
             self.ledger.ended(trial, status, failure, test_accuracy=test_accuracy)
             self._ended(trial)
 
+    def lost(self, trial: Trial) -> bool:
+        """The worker of `trial` was lost before Tune would try again; says whether we do."""
+        again = trial.attempts <= RETRIES
+        if again:
+            self.left.append(trial)
+        return again
+
     @contextmanager
     def _noticing(self) -> Iterator[None]:
         # Tune would take what a hook raises for a fault of the trial.
@@ -100,29 +109,35 @@ def run_trials(
     Students that end are kept in the folder `students`. Tune's own results go to `folder`. Raises
     Interrupted where a signal asked to stop, and OSError where the ledger could not be written.
     """
+    sitting.left.extend(unfinished)
     # Every trial asks for the same resources: Tune caches actors per request.
     resources = {"cpus": cluster.cpus_per_trial, "gpus": cluster.gpus_per_trial}
+    trainable = tune.with_parameters(
+        ProbeTrial, shared=shared, epochs=sitting.epochs, students=students
+    )
     with gently(sitting):
-        tune.run(
-            tune.with_parameters(
-                ProbeTrial, shared=shared, epochs=sitting.epochs, students=students
-            ),
-            name=folder.name,
-            storage_path=str(folder.parent),
-            config=resources,
-            num_samples=-1,
-            search_alg=_Proposer(sitting, unfinished, propose),
-            scheduler=scheduler or FIFOScheduler(),
-            stop=_Stopper(sitting),
-            callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
-            max_concurrent_trials=concurrent_trials(cluster),
-            max_failures=RETRIES,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            reuse_actors=True,
-            trial_dirname_creator=_trial_name,
-            raise_on_failed_trial=False,
-            verbose=0,
-        )
+        while True:
+            tune.run(
+                trainable,
+                name=folder.name,
+                storage_path=str(folder.parent),
+                config=resources,
+                num_samples=-1,
+                search_alg=_Proposer(sitting, propose),
+                scheduler=scheduler or FIFOScheduler(),
+                stop=_Stopper(sitting),
+                callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
+                max_concurrent_trials=concurrent_trials(cluster),
+                max_failures=RETRIES,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                reuse_actors=True,
+                trial_dirname_creator=_trial_name,
+                raise_on_failed_trial=False,
+                verbose=0,
+            )
+            # A trial that was lost after Tune had been told that there are no more is left.
+            if sitting.stopping or not sitting.left:
+                break
     if sitting.broken is not None:
         raise sitting.broken
     if sitting.stopping:
@@ -150,19 +165,15 @@ def gently(sitting: Sitting) -> Iterator[None]:
 class _Proposer(Searcher):
     """What Tune asks for the next trial. Each is in the ledger before Tune knows it."""
 
-    def __init__(
-        self,
-        sitting: Sitting,
-        unfinished: Iterable[Trial],
-        propose: Callable[[], Trial | None],
-    ) -> None:
+    def __init__(self, sitting: Sitting, propose: Callable[[], Trial | None]) -> None:
         super().__init__()
-        self._sitting, self._unfinished, self._propose = sitting, deque(unfinished), propose
+        self._sitting, self._propose = sitting, propose
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         if self._sitting.stopping:
             return str(Searcher.FINISHED)
-        trial = self._unfinished.popleft() if self._unfinished else self._propose()
+        left = self._sitting.left
+        trial = left.popleft() if left else self._propose()
         if trial is None:
             return str(Searcher.FINISHED)  # None would make Tune ask for ever
         self._sitting.ledger.began(trial)
@@ -189,7 +200,11 @@ class _Scribe(tune.Callback):
         self._sitting.over(self._known(trial), trial.last_result or {})
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._sitting.over(self._known(trial), {}, _reason(trial))
+        known, reason = self._known(trial), _reason(trial)
+        # Tune gives up at once where a worker is lost between two trials.
+        early = trial.num_failures <= RETRIES and reason.startswith(LOST)
+        if not (early and self._sitting.lost(known)):
+            self._sitting.over(known, {}, reason)
 
     def _known(self, trial: Any) -> Trial:
         return self._sitting.ledger.trials[trial.config["trial"]]
@@ -215,7 +230,7 @@ def _reason(trial: Any) -> str:
     """The last line of what made Tune give a trial up."""
     told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
     if not told or "ActorDiedError" in told or "The actor died" in told:
-        return f"the worker was lost {RETRIES + 1} times"
+        return f"{LOST} {max(trial.num_failures, 1)} times"
     return told.strip().splitlines()[-1]
 
 

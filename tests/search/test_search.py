@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from search.cluster import connected
+from search.cluster import connected, require_storage
 from search.config import ClusterConfig, SearchConfig, load_config
 from search.progress import Silence
 from search.results import FAILED, FINISHED, STOPPED
@@ -164,6 +164,13 @@ def test_a_machine_that_can_hold_no_trial_is_refused():
         connected(config),
     ):
         pass
+
+
+def test_storage_without_room_is_refused(tmp_path):
+    require_storage(tmp_path, students=2, bytes_each=1)
+    with pytest.raises(UserError, match="the checkpoints of 2 students at a time take about 1,9"):
+        require_storage(tmp_path, students=2, bytes_each=10**18)
+    assert not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
