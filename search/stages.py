@@ -65,17 +65,19 @@ class Stages:
         search = self._config.search
         self._stage("probes", search.trials, search.objective, search.mode, self._probed())
         unfinished = len(self._probed()) < len(self._ledger.of("probe"))
-        if unfinished or not spent(self._config, self._ledger):
-            explore(
-                self._config,
-                shared,
-                space,
-                start,
-                ledger=self._ledger,
-                folder=self._folder.tune / "search",
-                ended=self._probe_ended,
-            )
-        self._write(self._ranked())
+        try:
+            if unfinished or not spent(self._config, self._ledger):
+                explore(
+                    self._config,
+                    shared,
+                    space,
+                    start,
+                    ledger=self._ledger,
+                    folder=self._folder.tune / "search",
+                    ended=self._probe_ended,
+                )
+        finally:  # whatever ended it, the table has what there is
+            self._write(self._ranked())
         probes, reason = self._ledger.of("probe"), spent(self._config, self._ledger)
         if len(probes) < search.trials:
             self._listen.note(f"{reason or 'no policy is left'}: {len(probes)} were probed")
