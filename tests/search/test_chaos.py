@@ -19,10 +19,11 @@ from search.cluster import require_storage
 from search.config import SearchConfig, load_config
 from search.ledger import Trial, opened
 from search.progress import Silence
-from search.results import FINISHED, read_parquet
+from search.results import FINISHED
 from search.run import run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
+from search.table import read_parquet
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 OF_THE_CLOCK = {"seconds", "images_per_second"}
