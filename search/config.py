@@ -139,6 +139,10 @@ class PromotionConfig(Frozen):
     top: Annotated[int, Field(ge=1, description="best policies, beside the controls")] = 3
     epochs: Annotated[int, Field(ge=1)] = 10
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    images: Annotated[
+        Literal["student", "train"],
+        Field(description="of the data that they learn from: those of the probes, or all"),
+    ] = "student"
 
 
 class ClusterConfig(Frozen):

@@ -61,7 +61,7 @@ def promote(
     epochs = config.promotion.epochs
     if left:
         run_trials(
-            shared,
+            shared.learning_from(config.promotion.images),
             cluster=config.cluster,
             sitting=Sitting(ledger, epochs, "validation_accuracy", ended),
             unfinished=left,
@@ -86,9 +86,10 @@ def promote(
 def students_of(chosen: Sequence[tuple[Policy, Role]], config: SearchConfig) -> list[Trial]:
     """What promotion trains, by policy and seed."""
     # Not the probes' seeds: a policy must not profit from the luck that promoted it.
-    first, epochs = config.search.seed + 1, config.promotion.epochs
+    first, promotion = config.search.seed + 1, config.promotion
+    kind = f"{promotion.epochs}" if promotion.images == "student" else f"{promotion.epochs}-all"
     return [
-        Trial(f"{policy.identity}-{seed}-{epochs}", "promotion", policy, seed)
+        Trial(f"{policy.identity}-{seed}-{kind}", "promotion", policy, seed)
         for policy, _ in chosen
-        for seed in range(first, first + config.promotion.seeds)
+        for seed in range(first, first + promotion.seeds)
     ]

@@ -5,10 +5,10 @@ import hashlib
 import math
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -41,6 +41,7 @@ class Shared:
     student_weights: ray.ObjectRef[dict[str, np.ndarray]] | None
     checkpoints: Path  # the folder of the checkpoints, which all nodes share
     origin: str  # a hash of all that makes a student, but for its policy, seed and epochs
+    images: Literal["student", "train"] = "student"  # the part of the data that students learn from
 
     @classmethod
     def put(
@@ -65,6 +66,10 @@ class Shared:
         made_by += [teacher_hash(splits, config.teacher), version("torch")]
         origin = hashlib.blake2b("\n".join(made_by).encode(), digest_size=8).hexdigest()
         return cls(*arrays, config.teacher, config.student, weights, checkpoints, origin)
+
+    def learning_from(self, images: Literal["student", "train"]) -> "Shared":
+        """The same for students that learn from another part of the data."""
+        return replace(self, images=images, origin=f"{self.origin}-{images}")
 
 
 class ProbeTrial(tune.Trainable):
@@ -91,6 +96,8 @@ class ProbeTrial(tune.Trainable):
         weights = shared.student_weights
         self._weights = None if weights is None else ray.get(weights)
         self._splits = ImageSplits.from_arrays(splits).to(self._device)
+        if shared.images == "train":
+            self._splits = replace(self._splits, student=self._splits.train)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
         self._student, self._total_epochs, self._students = shared.student, epochs, students

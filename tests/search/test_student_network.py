@@ -1,6 +1,7 @@
 """Students of another network than the teacher's, through a real Ray cluster."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from search.trainable import ProbeTrial, Shared
 from spaces import UserError, scheme
 from trainers.datasets import load_splits
 from trainers.models import build_network
+from trainers.student import StudentTrainer
 from trainers.teacher import frozen
 
 TINY = ["data.student_images=40", "teacher.width=4", "student.recipe.repeats=1"]
@@ -21,18 +23,40 @@ TINY = ["data.student_images=40", "teacher.width=4", "student.recipe.repeats=1"]
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def first_validation_loss(config: SearchConfig, seed: int, folder: Path) -> float:
+def first_validation_loss(
+    config: SearchConfig, seed: int, folder: Path, images: str = "student"
+) -> float:
     """Of a student after one epoch, in an actor that got everything from the object store."""
     splits = load_splits(config.data)
     teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
     shared = Shared.put(config, splits, teacher, config.student.start(splits), checkpoints=folder)
     trial = {"policy": scheme("none").to_json(), "seed": seed, "cpus": 1, "gpus": 0}
+    shared = shared.learning_from(images)
     bound = tune.with_parameters(ProbeTrial, shared=shared, epochs=1)
     actor = ray.remote(num_cpus=1)(bound).remote(config=trial)
     report = ray.get(actor.train.remote())
     ray.kill(actor)
     assert not report.get("failure")
     return report["validation_loss"]
+
+
+def test_students_of_full_length_can_learn_from_all_training_images(tmp_path):
+    config = load_config(overrides=[*TINY, "data.train_images=120"])
+    splits = load_splits(config.data)
+    losses = {}
+    for images in ("student", "train"):
+        trainer = StudentTrainer(
+            teacher=frozen(build_network("resnet8", 10, width=4, seed=0)),
+            splits=replace(splits, student=getattr(splits, images)),
+            policy=scheme("none"),
+            quantization=config.student.quantization,
+            recipe=config.student.recipe,
+            epochs=1,
+            seed=3,
+        )
+        losses[images] = next(trainer.epochs()).validation_loss
+    found = first_validation_loss(config, seed=3, folder=tmp_path, images="train")
+    assert found == losses["train"] != losses["student"]
 
 
 def test_students_start_where_the_config_says(tmp_path):
