@@ -58,7 +58,9 @@ def workers_that_train() -> list[int]:
         if path.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 parents[int(path.name)] = int(path.joinpath("stat").read_text().split()[-49])
-                if path.joinpath("cmdline").read_bytes().startswith(b"ray::"):
+                command = path.joinpath("cmdline").read_bytes()
+                # Without its agents a node gives itself up, and this process with it.
+                if command.startswith(b"ray::") and b"Agent" not in command:
                     actors.append(int(path.name))
     return [pid for pid in actors if parents.get(parents.get(pid, 0)) == os.getpid()]
 
