@@ -51,7 +51,9 @@ class BudgetConfig(Frozen):
 
     hours: Annotated[float | None, Field(gt=0, description="of all sittings of the run")] = None
     gpu_hours: Annotated[float | None, Field(gt=0, description="that probes may take")] = None
-    target: Annotated[float | None, Field(description="value of the objective")] = None
+    target: Annotated[
+        float | None, Field(allow_inf_nan=False, description="value of the objective")
+    ] = None
 
 
 class ExploreConfig(Frozen):
