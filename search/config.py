@@ -93,7 +93,7 @@ class ExploreConfig(Frozen):
     ] = 10
     budget: BudgetConfig = BudgetConfig()
     max_failed_share: Annotated[
-        float, Field(gt=0, le=1, description="of ended probes; beyond it the search stops")
+        float, Field(gt=0, le=1, description="of ended probes; beyond it, and 5, the search stops")
     ] = 0.5
     scheduler: Literal["none", "asha", "hyperband", "median"] = "none"
     stopping: StoppingConfig = StoppingConfig()

@@ -85,7 +85,7 @@ def _as_it_began(folder: RunFolder) -> SearchConfig:
     if not folder.ledger.exists():
         raise UserError(f"{folder.ledger} is missing: without it nothing is known of the run")
     try:
-        began_with = SearchConfig.model_validate(marker["config"])
+        began_with = SearchConfig.model_validate(marker.get("config"))
     except ValidationError as error:  # by a version that had other keys
         raise from_validation(error, SearchConfig, str(folder.marker)) from None
     found = differences(began_with, config)
