@@ -86,8 +86,8 @@ def resume(
     """Go on with a search, whatever ended it.
 
     Trials that ended are kept, trials that were running go on from their last epoch. What
-    [b]search.trials[/b], [b]promotion[/b] and [b]cluster[/b] say in the run's config.yaml may be
-    changed before.
+    [b]search.trials[/b], [b]search.budget[/b], [b]search.max_failed_share[/b], [b]promotion[/b] and
+    [b]cluster[/b] say in the run's config.yaml may be changed before.
     """
     from search.run_folder import RunFolder
 
@@ -117,29 +117,35 @@ def promote(
 
     from search.run import promote_again
 
-    _searched(
-        lambda listen: promote_again(folder, listen, top=top, seeds=seeds), folder, as_json, quiet
-    )
+    def go(listen: "Listener") -> "SearchResult":
+        return promote_again(folder, listen, top=top, seeds=seeds)
+
+    _searched(go, folder, as_json, quiet, go_on="promote")
 
 
 def _searched(
-    go: "Callable[[Listener], SearchResult]", folder: "RunFolder", as_json: bool, quiet: bool
+    go: "Callable[[Listener], SearchResult]",
+    folder: "RunFolder",
+    as_json: bool,
+    quiet: bool,
+    go_on: str = "resume",
 ) -> None:
-    """Lets a search go and prints what it found, or why it ended and how it can go on."""
+    """Lets a search go and prints what it found, or why it ended and by which command it can
+    `go_on`."""
     from search.config import load_config
     from search.console import print_result, progress
     from search.stages import SearchFailedError
     from search.table import read_parquet
 
-    go_on = f"; go on with: augury resume {shlex.quote(str(folder.path))}"
+    how = f"; go on with: augury {go_on} {shlex.quote(str(folder.path))}"
     try:
         with progress(quiet=quiet) as listen:
             result = go(listen)
     except SearchFailedError as error:
-        _complain(f"{error}; what was found is in {folder.policies}{go_on}")
+        _complain(f"{error}; what was found is in {folder.policies}{how}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _complain("stopped" + (go_on if folder.marker.exists() else ""))
+        _complain("stopped" + (how if folder.marker.exists() else ""))
         raise typer.Exit(130) from None
     if as_json:
         rows = read_parquet(folder.policies).to_pylist()

@@ -51,7 +51,9 @@ class BudgetConfig(Frozen):
 
     hours: Annotated[float | None, Field(gt=0, description="of all sittings of the run")] = None
     gpu_hours: Annotated[float | None, Field(gt=0, description="that probes may take")] = None
-    target: Annotated[float | None, Field(description="value of the objective")] = None
+    target: Annotated[
+        float | None, Field(allow_inf_nan=False, description="value of the objective")
+    ] = None
 
 
 class ExploreConfig(Frozen):
@@ -91,7 +93,7 @@ class ExploreConfig(Frozen):
     ] = 10
     budget: BudgetConfig = BudgetConfig()
     max_failed_share: Annotated[
-        float, Field(gt=0, le=1, description="of ended probes; beyond it the search stops")
+        float, Field(gt=0, le=1, description="of ended probes; beyond it, and 5, the search stops")
     ] = 0.5
     scheduler: Literal["none", "asha", "hyperband", "median"] = "none"
     stopping: StoppingConfig = StoppingConfig()

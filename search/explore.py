@@ -26,7 +26,7 @@ def explore(
     folder: Path,
     ended: Callable[[Trial], None],
 ) -> None:
-    """Probes policies, those of `first` before others, until a budget is `spent`. What the ledger
+    """Probes policies, those of `start` before others, until a budget is `spent`. What the ledger
     has already is not done again, what was begun is gone on with.
 
     Tune's own results go to `folder`.

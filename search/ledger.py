@@ -151,7 +151,7 @@ class Ledger:
     def _add(self, **record: Any) -> None:
         record["at"] = round(time.time(), 3)
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        end = self._file.tell()
+        end = self._file.seek(0, os.SEEK_END)  # not tell(), which is beyond it after a torn write
         try:
             while line:
                 line = line[self._file.write(line) :]
@@ -206,9 +206,14 @@ class Ledger:
 def opened(path: Path) -> Iterator[Ledger]:
     """The ledger at `path`, made where there is none, for this process alone.
 
-    Raises UserError where another process has it, and where a line that is not the last is broken.
+    Raises UserError where it cannot be written, where another process has it, and where a line that
+    is not the last is broken.
     """
-    with path.open("a+b", buffering=0) as file:
+    try:
+        opening = path.open("a+b", buffering=0)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    with opening as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

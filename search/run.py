@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from search.cluster import concurrent_trials, connected, require_storage
@@ -22,7 +23,7 @@ from search.trainable import Shared
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, scheme
 from spaces.atomic_write import atomic_write
-from spaces.errors import UserError
+from spaces.errors import UserError, from_validation
 from trainers.datasets import ImageSplits, load_splits
 from trainers.models import network_for
 from trainers.student import StudentTrainer
@@ -59,7 +60,7 @@ def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None
     config = _as_it_began(folder)
     if trials is not None and trials < config.search.trials:
         raise UserError(f"--trials {trials}: the run has {config.search.trials} already")
-    return _search(_changed(config, folder, "search", trials=trials), folder, listen)
+    return _search(_changed(config, "search", trials=trials), folder, listen)
 
 
 def promote_again(
@@ -74,14 +75,20 @@ def promote_again(
 
     Raises what `resume_search` raises.
     """
-    config = _changed(_as_it_began(folder), folder, "promotion", top=top, seeds=seeds)
+    config = _changed(_as_it_began(folder), "promotion", top=top, seeds=seeds)
     return _search(config, folder, listen, probing=False)
 
 
 def _as_it_began(folder: RunFolder) -> SearchConfig:
     """The config of a run; raises UserError where it means another run than the one begun."""
-    config, began_with = load_config(folder.config), folder.read_marker()["config"]
-    found = differences(SearchConfig.model_validate(began_with), config)
+    config, marker = load_config(folder.config), folder.read_marker()
+    if not folder.ledger.exists():
+        raise UserError(f"{folder.ledger} is missing: without it nothing is known of the run")
+    try:
+        began_with = SearchConfig.model_validate(marker.get("config"))
+    except ValidationError as error:  # by a version that had other keys
+        raise from_validation(error, SearchConfig, str(folder.marker)) from None
+    found = differences(began_with, config)
     changed = [said for key, said in found.items() if not key.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(
@@ -91,22 +98,18 @@ def _as_it_began(folder: RunFolder) -> SearchConfig:
     return config
 
 
-def _changed(
-    config: SearchConfig, folder: RunFolder, section: str, **given: int | None
-) -> SearchConfig:
-    """`config` with what is given, which the run keeps from now on."""
+def _changed(config: SearchConfig, section: str, **given: int | None) -> SearchConfig:
+    """`config` with what is given."""
     update = {name: value for name, value in given.items() if value is not None}
-    if not update:
-        return config
     part = getattr(config, section).model_copy(update=update)
-    config = config.model_copy(update={section: part})
-    write_text(folder.config, config.to_yaml())
-    return config
+    return config.model_copy(update={section: part})
 
 
 def _search(
     config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
 ) -> SearchResult:
+    if config.search.budget.gpu_hours is not None and not config.cluster.gpus_per_trial:
+        raise UserError("search.budget.gpu_hours: probes use no GPU by cluster.gpus_per_trial")
     splits = load_splits(config.data)
     made_by, start = _made_by(config, splits, folder)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
@@ -122,14 +125,10 @@ def _search(
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = _teacher(config, splits, folder)
-        if not folder.marker.exists():
-            folder.create(config.to_yaml(), made_by)
-            with atomic_write(folder.teacher) as temporary:
-                torch.save(teacher.state_dict(), temporary)
-        # Weights, their averages and Adam's two moments, and something for the rest.
-        at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
-        require_storage(folder.path, at_once, bytes_each)
+        _lay_out(folder, config, made_by, teacher)
         with opened(folder.ledger) as ledger:
+            if config != load_config(folder.config):  # the run keeps what was given
+                write_text(folder.config, config.to_yaml())
             ledger.sitting(made_by["versions"])
             stages = Stages(config, folder, ledger, made_by, listen)
             shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
@@ -139,6 +138,25 @@ def _search(
                 return stages.promote(shared)
             except OSError as error:
                 raise SearchFailedError(f"the run could not be written: {error}") from error
+
+
+def _lay_out(
+    folder: RunFolder, config: SearchConfig, made_by: dict[str, Any], teacher: nn.Module
+) -> None:
+    """Makes the folder of a run that is new; raises UserError where there is no storage for it, or
+    no more of it for one that is gone on with."""
+    try:
+        if not folder.marker.exists():
+            folder.create(config.to_yaml(), made_by)
+        if not folder.teacher.exists():  # also where a kill came between the two
+            with atomic_write(folder.teacher) as temporary:
+                torch.save(teacher.state_dict(), temporary)
+        # Weights, their averages and Adam's two moments, and something for the rest.
+        at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
+        require_storage(folder.path, at_once, bytes_each)
+    except (OSError, RuntimeError) as error:  # torch has no better one for a disk that is full
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{folder.path}: the run cannot be written: {reason}") from None
 
 
 def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None) -> None:

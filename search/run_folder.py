@@ -89,11 +89,12 @@ class RunFolder:
             raise UserError(f"{self.path} cannot be made: {existing} is no folder to write to")
 
     def create(self, config_yaml: str, made_by: dict[str, Any]) -> None:
-        """Lays out the folder; `made_by` goes into the marker."""
+        """Lays out the folder, with an empty ledger; `made_by` goes into the marker."""
         self.require_new()
         self.path.mkdir(parents=True, exist_ok=True)
         marker = {"format": FORMAT, "version": VERSION, **made_by}
         write_text(self.config, config_yaml)
+        self.ledger.touch()
         write_text(self.marker, json.dumps(marker, indent=2) + "\n")
 
     @classmethod
@@ -111,12 +112,12 @@ class RunFolder:
             raise UserError(
                 f"{self.path} is not a run: it holds no readable {self.marker.name}"
             ) from None
-        if not isinstance(marker, dict) or marker.get("format") != FORMAT:
+        if not isinstance(marker, dict) or marker.pop("format", None) != FORMAT:
             raise UserError(f"{self.marker} is not the marker of a run of Augury")
-        if marker.get("version") != VERSION:
+        found = marker.pop("version", None)
+        if found != VERSION:
             raise UserError(
-                f"{self.marker}: version {marker.get('version')!r} is not known, "
-                f"this Augury reads {VERSION}"
+                f"{self.marker}: version {found!r} is not known, this Augury reads {VERSION}"
             )
         return marker
 

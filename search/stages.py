@@ -113,7 +113,10 @@ class Stages:
         if not rows:
             raise SearchFailedError("no policy was probed")
         if too_many(probes, share) or all(row.status == FAILED for row in rows):
-            raise SearchFailedError(f"the search stopped: of its probes {in_common(probes)}")
+            said = f"the search stopped: of its probes {in_common(probes)}"
+            if too_many(probes, share):
+                said += f"; to bear that, raise search.max_failed_share in {self._folder.config}"
+            raise SearchFailedError(said)
 
     def _finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
         """Writes what the search has come to, and clears away what only a resumption needs."""

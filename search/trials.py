@@ -76,6 +76,11 @@ class Sitting:
             self.ledger.ended(trial, status, failure, test_accuracy=test_accuracy)
             self._ended(trial)
 
+    def again(self, trial: Trial) -> None:
+        """Tune begins `trial` again, whose worker was lost in the middle of an epoch."""
+        with self._noticing():
+            self.ledger.began(trial)
+
     def lost(self, trial: Trial) -> bool:
         """The worker of `trial` was lost before Tune would try again; says whether we do."""
         again = trial.attempts <= RETRIES
@@ -198,6 +203,9 @@ class _Scribe(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._sitting.over(self._known(trial), trial.last_result or {})
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._sitting.again(self._known(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known, reason = self._known(trial), _reason(trial)

@@ -15,7 +15,7 @@ from search.run_folder import RunFolder
 from search.table import read_parquet
 from spaces.errors import UserError
 from spaces.policy import Policy, policy_from_json
-from spaces.schemes import policy_called
+from spaces.schemes import SCHEMES, policy_called
 
 WINNERS = 5  # of an earlier run, by its own ranking
 
@@ -23,8 +23,8 @@ WINNERS = 5  # of an earlier run, by its own ranking
 @dataclass(frozen=True)
 class WarmStart:
     """Policies that are asked `first`, and those that are known with what they had for every
-    objective of the search: figures of another run with the same data, teacher, student and length
-    of probes."""
+    objective of the search: figures of another run with the same data, base, teacher, student and
+    length of probes."""
 
     first: tuple[Policy, ...]
     known: tuple[tuple[Policy, dict[str, float]], ...] = ()
@@ -53,13 +53,13 @@ def warm_start(config: SearchConfig, made_by: dict[str, Any]) -> WarmStart:
     known: list[tuple[Policy, dict[str, float]]] = []
     for name in config.search.warm_start:
         try:
-            if Path(name).is_dir():
+            if name.partition("+")[0] not in SCHEMES and Path(name).is_dir():
                 winners, others = _of_run(RunFolder.open(name), config, made_by)
                 first += winners
                 known += others
             else:
                 first.append(policy_called(name))
-        except UserError as error:
+        except (UserError, OSError) as error:  # a name too long for a file
             raise UserError(f"search.warm_start: {error}") from None
     asked = {policy.on(config.data.base).identity for policy in first}
     return WarmStart(tuple(first), tuple((p, told) for p, told in known if p.identity not in asked))
@@ -83,6 +83,7 @@ def _alike(theirs: dict[str, Any], config: SearchConfig, made_by: dict[str, Any]
     same: Sequence[tuple[str, ...]] = (
         ("data_hash",),
         ("teacher_hash",),
+        ("config", "data", "base"),
         ("config", "student"),
         ("config", "search", "probe_epochs"),
     )

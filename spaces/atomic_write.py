@@ -1,5 +1,6 @@
 """Files appear whole or not at all: written beside, synced, renamed."""
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     stays and the temporary one goes. A temporary file left by a kill is harmless: nothing reads it.
     """
     path = Path(path)
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     temporary.touch(exist_ok=False)  # not mkstemp, whose files nobody else may read

@@ -82,6 +82,7 @@ def wrong_policy(folder: Path) -> str:
         (["score", "nowhere.json"], "cannot read the policy file"),
         (["score", "WRONG"], "unknown operation 'rotat': did you mean 'rotate'"),
         (["export", "notes", "--to", "x.csv"], "is not a run"),
+        (["policy", "convert", "none", "--to", "timm", "--out", "."], "written: Is a directory"),
         (["search", "--sett", "a=1"], "No such option"),
     ],
 )

@@ -62,6 +62,7 @@ def test_every_fault_is_its_trials_own_and_the_search_goes_on(ledger, plan):
     fine, lost, wrong, halved, too_big, diverged = ledger.of("probe")
     assert (fine.status, fine.places["batch_size"]) == (FINISHED, 8)
     assert (lost.status, lost.places["batch_size"]) == (FINISHED, 8)  # on another worker
+    assert [trial.attempts for trial in (fine, lost, wrong, halved)] == [1, 2, 1, 1]
     assert wrong.status == FAILED
     assert wrong.failure.startswith("TypeError: a mistake of the user's (faulty.py, line ")
     assert (halved.status, halved.places["batch_size"]) == (FINISHED, 4)

@@ -1,6 +1,7 @@
 """A search that is killed, gone on with, extended or refused, on a real Ray cluster."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from search.trainable import ProbeTrial, Shared
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, UserError, scheme
 from trainers.datasets import load_splits
+from trainers.datasets.config import CROP_AND_FLIP
 from trainers.models import build_network
 from trainers.teacher import frozen
 
@@ -82,6 +84,8 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     before = folder.ledger.read_text()
     again = resume_search(folder, Silence(), trials=9)
     assert rows(folder) == rows(whole.folder)
+    tables = [read_parquet(f.policies).schema.metadata for f in (folder, whole.folder)]
+    assert tables[0].keys() == tables[1].keys()
     assert again.verdict == whole.verdict
     assert folder.best_policy.read_text() == whole.folder.best_policy.read_text()
     after = folder.ledger.read_text()
@@ -113,6 +117,37 @@ def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):
         folder.config.write_text(before)
 
 
+def test_a_run_that_was_moved_goes_on_without_its_teacher_but_not_without_its_ledger(
+    whole, tmp_path
+):
+    """A kill may come before the teacher is kept; nothing is changed by who is refused."""
+    folder = RunFolder(shutil.copytree(whole.folder.path, tmp_path / "moved"))
+    folder.teacher.unlink()
+    resume_search(folder, Silence())
+    assert rows(folder) == rows(whole.folder)
+    assert folder.teacher.exists()
+    config = folder.config.read_text()
+    with opened(folder.ledger), pytest.raises(UserError, match="another process"):
+        resume_search(folder, Silence(), trials=50)
+    assert folder.config.read_text() == config
+    folder.config.write_text(config.replace("gpu_hours: null", "gpu_hours: 1"))
+    with pytest.raises(UserError, match=r"search\.budget\.gpu_hours: probes use no GPU"):
+        resume_search(folder, Silence())
+    folder.ledger.unlink()
+    with pytest.raises(UserError, match="without it nothing is known of the run"):
+        promote_again(folder, Silence(), top=1)
+
+
+def test_a_folder_does_not_hide_a_scheme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("none").mkdir()
+    first = [policy.identity for policy in warm_start(SERIAL, {}).first]
+    assert first == [scheme(name).identity for name in SERIAL.search.warm_start]
+    search = SERIAL.search.model_copy(update={"warm_start": ("x" * 300,)})
+    with pytest.raises(UserError, match=r"search\.warm_start: .*File name too long"):
+        warm_start(SERIAL.model_copy(update={"search": search}), {})
+
+
 def test_a_search_begins_with_the_winners_of_another_and_what_is_known_of_the_rest(whole):
     made_by = whole.folder.read_marker()
 
@@ -136,6 +171,10 @@ def test_a_search_begins_with_the_winners_of_another_and_what_is_known_of_the_re
     assert asked[:6] == first
     assert not set(asked) & set(identities[5:])
     assert begun(probe_epochs=3).known == ()  # longer probes have other figures
+    cropped = SERIAL.data.model_copy(update={"base": CROP_AND_FLIP})
+    search = SERIAL.search.model_copy(update={"warm_start": (str(whole.folder.path),)})
+    on_another_base = SERIAL.model_copy(update={"data": cropped, "search": search})
+    assert warm_start(on_another_base, made_by).known == ()
 
 
 def test_a_student_goes_on_from_its_checkpoint(tmp_path):
