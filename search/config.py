@@ -214,7 +214,8 @@ class _UniqueKeys(yaml.SafeLoader):
     """Plain YAML, where a key that is there twice is a mistake and not the last one's victory."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         repeated = [key for index, key in enumerate(keys) if key in keys[:index]]
         if repeated:
             raise yaml.YAMLError(f"the key {repeated[0]!r} is there twice")

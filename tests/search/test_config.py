@@ -152,3 +152,12 @@ def test_the_name_that_is_there_already_changes_nothing():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.yaml: cannot read the config: No such file"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_merge_keys_of_yaml_are_understood(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("search: {trials: 9}\npromotion: {<<: &two {top: 2}, seeds: 2}\n")
+    assert load_config(path).promotion.model_dump(include={"top", "seeds"}) == {
+        "top": 2,
+        "seeds": 2,
+    }
