@@ -154,9 +154,10 @@ def _lay_out(
         # Weights, their averages and Adam's two moments, and something for the rest.
         at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
         require_storage(folder.path, at_once, bytes_each)
-    except (OSError, RuntimeError) as error:  # torch has no better one for a disk that is full
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{folder.path}: the run cannot be written: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{folder.path}: the run cannot be written: {error}") from None
+    except RuntimeError:  # torch's own, which tells of positions in the file
+        raise UserError(f"{folder.teacher}: cannot be written, the disk may be full") from None
 
 
 def _rehearse(config: SearchConfig, splits: ImageSplits, start: nn.Module | None) -> None:

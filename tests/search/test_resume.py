@@ -1,6 +1,7 @@
 """A search that is killed, gone on with, extended or refused, on a real Ray cluster."""
 
 import json
+import resource
 import shutil
 import signal
 import subprocess
@@ -123,6 +124,13 @@ def test_a_run_that_was_moved_goes_on_without_its_teacher_but_not_without_its_le
     """A kill may come before the teacher is kept; nothing is changed by who is refused."""
     folder = RunFolder(shutil.copytree(whole.folder.path, tmp_path / "moved"))
     folder.teacher.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as if the disk were full
+    try:
+        with pytest.raises(UserError, match="written, the disk may be full"):
+            resume_search(folder, Silence())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     resume_search(folder, Silence())
     assert rows(folder) == rows(whole.folder)
     assert folder.teacher.exists()
