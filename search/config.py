@@ -146,6 +146,11 @@ class PromotionConfig(Frozen):
         Field(description="of the data that they learn from: those of the probes, or all"),
     ] = "student"
 
+    @property
+    def kind(self) -> str:
+        """What tells its students from those of another length, in names of trials and files."""
+        return f"{self.epochs}-{self.images}"
+
 
 class ClusterConfig(Frozen):
     """Where trials run: on this machine, or on the Ray cluster at `address`."""

@@ -87,9 +87,8 @@ def students_of(chosen: Sequence[tuple[Policy, Role]], config: SearchConfig) -> 
     """What promotion trains, by policy and seed."""
     # Not the probes' seeds: a policy must not profit from the luck that promoted it.
     first, promotion = config.search.seed + 1, config.promotion
-    kind = f"{promotion.epochs}" if promotion.images == "student" else f"{promotion.epochs}-all"
     return [
-        Trial(f"{policy.identity}-{seed}-{kind}", "promotion", policy, seed)
+        Trial(f"{policy.identity}-{seed}-{promotion.kind}", "promotion", policy, seed)
         for policy, _ in chosen
         for seed in range(first, first + promotion.seeds)
     ]

@@ -40,7 +40,7 @@ class RunFolder:
 
     @property
     def students(self) -> Path:
-        """The students of full length: IDENTITY-SEED.pt, by policy and seed."""
+        """The students of full length: IDENTITY-SEED-EPOCHS-IMAGES.pt."""
         return self.path / "students"
 
     @property

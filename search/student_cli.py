@@ -45,7 +45,9 @@ def export(
 
     folder = RunFolder.open(run)
     config = load_config(folder.config)
-    kept, state = _best(folder.students, load_policy(folder.best_policy).identity)
+    kept, state = _best(
+        folder.students, load_policy(folder.best_policy).identity, config.promotion.kind
+    )
     splits = load_splits(config.data)
     try:
         model = _rebuilt(state, config, splits)
@@ -77,14 +79,15 @@ def export(
         print("not compared: onnxruntime is not installed")
 
 
-def _best(folder: Path, identity: str) -> tuple[Path, dict[str, Any]]:
-    """The student of the policy `identity` with the best validation accuracy: file and state."""
+def _best(folder: Path, identity: str, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The student of the policy `identity` with the best validation accuracy, of those that the
+    promotion of this `kind` trained: file and state."""
     import torch
 
     from spaces.errors import UserError
 
     found = {}
-    for path in sorted(folder.glob(f"{identity}-*.pt")):
+    for path in sorted(folder.glob(f"{identity}-*-{kind}.pt")):
         try:
             found[path] = torch.load(path, weights_only=True)
         except Exception:  # whatever a broken file makes torch raise

@@ -76,7 +76,7 @@ class ProbeTrial(tune.Trainable):
     """Distils a student for `epochs` epochs under the policy in its config, a report per epoch.
 
     Where there is a folder for `students`, this is promotion: the last report has the test accuracy
-    too, and the student is kept there as IDENTITY-SEED.pt.
+    too, and the student is kept there as IDENTITY-SEED-EPOCHS-IMAGES.pt.
 
     After every epoch there is a checkpoint, from which whoever trains the same student goes on: the
     same trial after its worker was lost, or another one of another sitting. It begins by telling
@@ -96,6 +96,7 @@ class ProbeTrial(tune.Trainable):
         weights = shared.student_weights
         self._weights = None if weights is None else ray.get(weights)
         self._splits = ImageSplits.from_arrays(splits).to(self._device)
+        self._images = shared.images
         if shared.images == "train":
             self._splits = replace(self._splits, student=self._splits.train)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
@@ -206,12 +207,14 @@ class ProbeTrial(tune.Trainable):
 
     def _keep(self, trainer: StudentTrainer, report: EpochReport) -> None:
         assert self._students is not None
-        identity, seed = self._policy().identity, self.config["seed"]
+        name = (
+            f"{self._policy().identity}-{self.config['seed']}-{self._total_epochs}-{self._images}"
+        )
         content = {
             "student": {name: value.cpu() for name, value in trainer.outcome.state_dict().items()},
             "validation_accuracy": report.validation_accuracy,
         }
-        with atomic_write(self._students / f"{identity}-{seed}.pt") as temporary:
+        with atomic_write(self._students / f"{name}.pt") as temporary:
             torch.save(content, temporary)
 
     def _device_name(self) -> str:

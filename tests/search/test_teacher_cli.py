@@ -133,7 +133,8 @@ def test_a_student_that_cannot_be_exported_is_named(augury, tmp_path):
     policy = scheme("none")
     policy.save(run.best_policy)
     run.students.mkdir()
-    student = run.students / f"{policy.identity}-0.pt"
+    student = run.students / f"{policy.identity}-0-10-student.pt"
+    (run.students / f"{policy.identity}-0-5-student.pt").write_text("of another length: not read")
     model = quantize(build_network("resnet8", 10, width=4, seed=0), config.student.quantization)
     kept = {"validation_accuracy": 0.5, "student": model.state_dict()}
 
