@@ -70,6 +70,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--searcher", default="tpe")
     options = parser.parse_args()
+    if options.trials < 200:
+        parser.error("--trials: a first and a last hundred take 200 or more")
     config = load_config(
         overrides=[
             f"data.student_images={IMAGES}",

@@ -40,7 +40,8 @@ def connected(config: ClusterConfig) -> Iterator[str | None]:
     if ours:
         _connect(config)
     try:
-        _require_room(config)
+        if config.address == "local" and (wanting := lacking(config)):
+            raise UserError(wanting)
         url = ray._private.worker.get_dashboard_url()
         yield f"http://{url}" if url else None
     finally:
@@ -73,20 +74,21 @@ def _require_answer(address: str) -> None:
         raise UserError(f"cluster.address: nothing answers at {address!r}: {error}") from None
 
 
-def _require_room(config: ClusterConfig) -> None:
-    # A cluster elsewhere may grow when asked; on this machine a trial would wait for ever.
-    if config.address != "local":
-        return
-    total = ray.cluster_resources()
+def lacking(config: ClusterConfig) -> str | None:
+    """What a trial asks for and no node has, in a sentence; None where there is nothing.
+
+    On this machine a trial would wait for ever; a cluster elsewhere may grow when asked.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    whose = "this machine" if config.address == "local" else "the largest node, for now,"
     for key, resource, wanted in (
         ("cpus_per_trial", "CPU", config.cpus_per_trial),
         ("gpus_per_trial", "GPU", config.gpus_per_trial),
     ):
-        if wanted > total.get(resource, 0):
-            raise UserError(
-                f"cluster.{key}: a trial asks for {wanted:g} {resource}, "
-                f"this machine has {total.get(resource, 0):g}"
-            )
+        most = max((resources.get(resource, 0) for resources in nodes), default=0)
+        if wanted > most:
+            return f"cluster.{key}: a trial asks for {wanted:g} {resource}, {whose} has {most:g}"
+    return None
 
 
 def concurrent_trials(config: ClusterConfig) -> int:

@@ -87,7 +87,7 @@ class ExploreConfig(Frozen):
         int,
         Field(
             ge=0,
-            description="finished trials, warm start included, before the searcher takes over; "
+            description="finished trials, warm start included, before tpe, gp or cmaes take over; "
             "the population of nsga2",
         ),
     ] = 10

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from search.cluster import concurrent_trials, connected, require_storage
+from search.cluster import concurrent_trials, connected, lacking, require_storage
 from search.code_version import code_version
 from search.config import SearchConfig, differences, flat, load_config
 from search.ledger import opened
@@ -122,6 +122,8 @@ def _search(
     with connected(config.cluster) as dashboard:
         if dashboard:
             listen.note(f"Ray dashboard: {dashboard}")
+        if wanting := lacking(config.cluster):
+            listen.note(wanting)
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = _teacher(config, splits, folder)

@@ -5,7 +5,7 @@ Tune is handed one sitting at a time: what the ledger says is left to do. Its ow
 
 import math
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +45,7 @@ class Sitting:
         self.ledger, self.epochs, self.objective = ledger, epochs, objective
         self._ended = ended
         self.left: deque[Trial] = deque()  # to be begun, or begun again
+        self._losses: Counter[str] = Counter()  # of workers, by the id of the trial
         self.stopping = False
         self.broken: OSError | None = None  # the ledger or the table could not be written
 
@@ -83,7 +84,8 @@ class Sitting:
 
     def lost(self, trial: Trial) -> bool:
         """The worker of `trial` was lost before Tune would try again; says whether we do."""
-        again = trial.attempts <= RETRIES
+        self._losses[trial.id] += 1  # not its attempts, which a user's resuming counts, too
+        again = self._losses[trial.id] <= RETRIES
         if again:
             self.left.append(trial)
         return again

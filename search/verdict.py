@@ -247,5 +247,5 @@ def percent(mean: float | None, std: float | None) -> str:
 
 
 def signed_points(value: float, error: float | None) -> str:
-    """`+1.2 ± 0.3`, percentage points; the uncertainty is the standard error."""
+    """`+1.2 ± 0.3`, percentage points; the uncertainty is the `noise` of a Lead."""
     return f"{100 * value:+.1f}" + ("" if error is None else f" ± {100 * error:.1f}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from search.cluster import connected, require_storage
+from search.cluster import connected, lacking, require_storage
 from search.config import ClusterConfig, SearchConfig, load_config
 from search.progress import Silence
 from search.results import FAILED, FINISHED, STOPPED
@@ -171,6 +171,12 @@ def test_storage_without_room_is_refused(tmp_path):
     with pytest.raises(UserError, match="the checkpoints of 2 students at a time take about 1,9"):
         require_storage(tmp_path, students=2, bytes_each=10**18)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_elsewhere_may_grow_but_says_what_it_lacks():
+    assert lacking(ClusterConfig(address="auto")) is None
+    wanting = lacking(ClusterConfig(address="auto", gpus_per_trial=0.5))
+    assert wanting.startswith("cluster.gpus_per_trial: a trial asks for 0.5 GPU, the largest node")
 
 
 def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):

@@ -96,6 +96,17 @@ def test_whole_numbers_give_what_floats_give(monkeypatch):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_wide_layer_with_a_forward_of_its_own_keeps_it():
+    class Padded(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+    layer = EWGSLayer(Padded(16, 8, 3), 2, 2)
+    x = torch.rand(64, 16, 16, 16)
+    layer.initialise(x)
+    assert layer(x).shape == layer.layer(x).shape == (64, 8, 15, 15)
+
+
 def two_layers() -> tuple[nn.Sequential, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     first, second = nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False)

@@ -25,11 +25,12 @@ _Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # stride, 
 
 
 def fits(layer: nn.Module, x: Tensor, weight_bits: int, activation_bits: int) -> bool:
-    """Whether `convolved` can compute `layer` of x: small levels, one group, float32 on a CPU,
-    and enough of it."""
+    """Whether `convolved` can compute `layer` of x: a convolution with no forward of its own, small
+    levels, one group, float32 on a CPU, and enough of it."""
     return (
         not torch.compiler.is_compiling()  # which makes kernels of its own
         and isinstance(layer, nn.Conv2d)
+        and type(layer).forward is nn.Conv2d.forward
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
