@@ -1,12 +1,13 @@
 """What happened in a run, line by line: the one truth from which it is resumed.
 
 Every line of `trials.jsonl` is a JSON object that was synced to disk before the search went on. In
-each `sitting` of a process at the run, trials `began` (again, after a loss), told an `epoch` at a
-time what they had, and `ended`. Ray Tune's own state is never read: what is not in here has not
-happened.
+each `sitting` of a process at the run, a `stage` came after another, trials `began` (again, after a
+loss), told an `epoch` at a time what they had, and `ended`, until the run was `concluded`. Ray
+Tune's own state is never read: what is not in here has not happened.
 """
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -45,6 +46,8 @@ class Trial:
     status: str | None = None
     failure: str | None = None
     test_accuracy: float = math.nan
+    began_at: float = math.nan  # the last time, in seconds since 1970
+    ended_at: float = math.nan
 
     @property
     def figures(self) -> dict[str, float]:
@@ -97,6 +100,8 @@ class Ledger:
         self.trials: dict[str, Trial] = {}
         self._code_version = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
+        self.stage: tuple[Stage, int] = ("probe", 0)  # the latest one, and how many trials it takes
+        self.concluded = False  # with a verdict on all that is in here
         self.history: list[tuple[Literal["began", "ended"], Trial]] = []
         end = 0
         for number, line in enumerate(file.read().splitlines(keepends=True), start=1):
@@ -114,11 +119,23 @@ class Ledger:
         """Notes that a process begins to work on the run, with these versions of packages."""
         self._add(event="sitting", versions=dict(versions))
 
+    def begin_stage(self, stage: Stage, trials: int) -> None:
+        """Notes that a stage begins which takes this many trials, those that ended included."""
+        self._add(event="stage", stage=stage, trials=trials)
+
+    def conclude(self) -> None:
+        """Notes that there is a verdict on all that is in here."""
+        self._add(event="concluded")
+
     def seconds(self) -> float:
         """How long the run has been worked on: up to the last line of former sittings, and up to
         now in this one."""
         *former, (began, _) = self._sittings
         return sum(last - first for first, last in former) + time.time() - began
+
+    def seconds_worked(self) -> float:
+        """How long the run has been worked on, up to the last line of every sitting."""
+        return sum(last - first for first, last in self._sittings)
 
     def of(self, stage: Stage) -> list[Trial]:
         """The trials of one stage, in the order in which they began."""
@@ -166,9 +183,16 @@ class Ledger:
         if event == "sitting":
             self._sittings.append((record["at"], record["at"]))
             self._code_version = record["versions"]["augury"]
+            self.concluded = False
             return
         if self._sittings:
             self._sittings[-1] = (self._sittings[-1][0], record["at"])
+        self.concluded = event == "concluded"
+        if self.concluded:
+            return
+        if event == "stage":
+            self.stage = record["stage"], record["trials"]
+            return
         if event == "began":
             self._begin(record)
             return
@@ -181,6 +205,7 @@ class Ledger:
         elif event == "ended":
             trial.status, trial.failure = record["status"], record["failure"]
             trial.test_accuracy = record.get("test_accuracy", math.nan)
+            trial.ended_at = record["at"]
             self.history.append(("ended", trial))
         else:
             raise ValueError(event)
@@ -199,6 +224,7 @@ class Ledger:
             self.trials[trial.id] = trial
             self.history.append(("began", trial))
         trial.attempts += 1
+        trial.began_at = record["at"]
         trial.code_version = self._code_version
 
 
@@ -214,12 +240,42 @@ def opened(path: Path) -> Iterator[Ledger]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     with opening as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path.parent}: another process is searching in this folder") from None
+        if not _locked(file, fcntl.LOCK_EX, tries=5):
+            raise UserError(f"{path.parent}: another process is searching in this folder")
         file.seek(0)
         yield Ledger(file, path)
+
+
+def read(path: Path) -> Ledger:
+    """The ledger at `path` as it is now, also while a process works on it; nothing may be added.
+
+    Raises UserError where it cannot be read, and where a line that is not the last is broken.
+    """
+    try:
+        return Ledger(io.BytesIO(path.read_bytes()), path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def worked_on(path: Path) -> bool:
+    """Whether a process has the ledger at `path` open, as far as this machine can know."""
+    try:
+        with path.open("rb") as file:
+            return not _locked(file, fcntl.LOCK_SH)
+    except OSError:
+        return False
+
+
+def _locked(file: IO[bytes], kind: int, tries: int = 1) -> bool:
+    """Whether the lock could be had; who only looks whether it can holds it for a moment."""
+    for attempt in range(tries):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt + 1 < tries:
+                time.sleep(0.1)
+    return False
 
 
 def outcome(trial: Trial, epochs: int) -> str:

@@ -63,6 +63,7 @@ class Stages:
     def probe(self, shared: Shared, space: PolicySpace, start: WarmStart) -> None:
         """Probes until a budget is spent; what the ledger has is not done again."""
         search = self._config.search
+        self._ledger.begin_stage("probe", search.trials)
         self._stage("probes", search.trials, search.objective, search.mode, self._probed())
         unfinished = len(self._probed()) < len(self._ledger.of("probe"))
         try:
@@ -90,6 +91,7 @@ class Stages:
         chosen = select(rows, self._config)
         students = {student.id for student in students_of(chosen, self._config)}
         done = [t for t in self._ledger.of("promotion") if t.status and t.id in students]
+        self._ledger.begin_stage("promotion", len(students))
         self._stage("promotion", len(students), "validation_accuracy", "max", done)
         promoted = promote(
             self._config,
@@ -124,6 +126,7 @@ class Stages:
         write_text(self._folder.verdict, found + "\n")
         verdict.winner.policy.save(self._folder.best_policy)
         self._write(rows, verdict)
+        self._ledger.conclude()
         if all(trial.status for trial in self._ledger.trials.values()):
             shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
 
