@@ -96,7 +96,8 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     assert [trial for trial in set(began) if began.count(trial) > 1] == ["00004"]
     resume_search(folder, Silence())
     left = folder.ledger.read_text().removeprefix(after)
-    assert json.loads(left)["event"] == "sitting"  # there was nothing to do
+    events = [json.loads(line)["event"] for line in left.splitlines()]
+    assert events == ["sitting", "stage", "stage", "concluded"]  # there was nothing to do
     assert rows(folder) == rows(whole.folder)
     with pytest.raises(UserError, match="--trials 3: the run has 9 already"):
         resume_search(folder, Silence(), trials=3)
