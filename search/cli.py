@@ -253,6 +253,8 @@ def show_policy(
 
     found = policy_called(name)
     if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UserError(f"--sheet {sheet}: a contact sheet is a PNG: let its name end in .png")
         train = load_splits(load_config(config).data).train
         images = train.images[one_of_each(train.labels, rows)]
         try:
