@@ -137,15 +137,15 @@ def _searched(
     from search.stages import SearchFailedError
     from search.table import read_parquet
 
-    how = f"; go on with: augury {go_on} {shlex.quote(str(folder.path))}"
+    how = f"go on with: augury {go_on} {shlex.quote(str(folder.path))}"
     try:
         with progress(quiet=quiet) as listen:
             result = go(listen)
     except SearchFailedError as error:
-        _complain(f"{error}; what was found is in {folder.policies}{how}")
+        _complain(f"{error}; what was found is in {folder.policies}; {error.advice or how}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _complain("stopped" + (how if folder.marker.exists() else ""))
+        _complain(f"stopped; {how}" if folder.marker.exists() else "stopped")
         raise typer.Exit(130) from None
     if as_json:
         rows = read_parquet(folder.policies).to_pylist()
@@ -253,6 +253,8 @@ def show_policy(
 
     found = policy_called(name)
     if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UserError(f"--sheet {sheet}: a contact sheet is a PNG: let its name end in .png")
         train = load_splits(load_config(config).data).train
         images = train.images[one_of_each(train.labels, rows)]
         try:

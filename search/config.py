@@ -181,14 +181,24 @@ class SearchConfig(Frozen):
 
 def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> SearchConfig:
     """The config in the YAML file `path` (the defaults without one), changed by `KEY.PATH=VALUE`
-    texts. Raises UserError that names the key or the file."""
+    texts, which need be right together only. Raises UserError that names the key or the file."""
     content = _read_yaml(path) if path else {}
     try:
         config = SearchConfig.model_validate(content)
     except ValidationError as error:
         raise from_validation(error, SearchConfig, str(path)) from None
+    content = config.model_dump(mode="json")
+    broken: list[tuple[str, ValidationError]] = []  # the overrides since it was last right
     for override in overrides:
-        config = _overridden(config, override)
+        _override(content, override, whole=not broken)
+        try:
+            config = SearchConfig.model_validate(content)
+        except ValidationError as error:  # which another override may mend
+            broken.append((override, error))
+        else:
+            content, broken = config.model_dump(mode="json"), []
+    if broken:
+        raise _of_overrides(broken)
     return config
 
 
@@ -258,7 +268,8 @@ _TOLD_APART = {
 }
 
 
-def _overridden(config: SearchConfig, override: str) -> SearchConfig:
+def _override(content: dict[str, Any], override: str, *, whole: bool) -> None:
+    """Sets one value in `content`, which has every key where it is `whole`."""
     where = f"--set {override}"
     key, equals, text = override.partition("=")
     if not equals:
@@ -267,25 +278,28 @@ def _overridden(config: SearchConfig, override: str) -> SearchConfig:
         value = yaml.load(text, _UniqueKeys)
     except _NOT_YAML:
         raise UserError(f"{where}: the value {text!r} is not YAML") from None
-    content = config.model_dump(mode="json")
     section: Any = content
     *parents, last = key.split(".")
     for part in parents:
-        _require_key(section, part, where)
-        section = section[part]
-    _require_key(section, last, where)
-    if key in _TOLD_APART and value != section[last]:
+        _require_key(section, part, where, whole=whole)
+        section = section.setdefault(part, {})
+    _require_key(section, last, where, whole=whole)
+    if key in _TOLD_APART and value != section.get(last):
         section.clear()  # the keys of another data set, say, are not this one's
     section[last] = value
-    try:
-        return SearchConfig.model_validate(content)
-    except ValidationError as error:
-        raise from_validation(error, SearchConfig, where) from None
 
 
-def _require_key(section: Any, key: str, where: str) -> None:
+def _require_key(section: Any, key: str, where: str, *, whole: bool) -> None:
     if not isinstance(section, dict):
         kind = "a list, which is set as a whole" if isinstance(section, list) else "a single value"
         raise UserError(f"{where}: there is no key {key!r}, what is above it is {kind}")
-    if key not in section:
+    if whole and key not in section:  # else validation will tell
         raise unknown_name("key", key, section, where)
+
+
+def _of_overrides(broken: Sequence[tuple[str, ValidationError]]) -> UserError:
+    """What is wrong after the last override, and with which of them it may have come."""
+    told = [str(from_validation(error, SearchConfig, "")) for _, error in broken]
+    since = told.index(told[-1])
+    where = " ".join(f"--set {override}" for override, _ in broken[: since + 1])
+    return from_validation(broken[-1][1], SearchConfig, where)

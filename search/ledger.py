@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from spaces.errors import UserError
 from spaces.policy import Policy, policy_from_json
 from trainers.student import FIGURES
 
+LOST = "the worker was lost"  # how the failure of a trial begins that befell it from outside
 PLACES = ("node", "device", "batch_size")
 Stage = Literal["probe", "promotion"]
 
@@ -48,6 +49,11 @@ class Trial:
     test_accuracy: float = math.nan
     began_at: float = math.nan  # the last time, in seconds since 1970
     ended_at: float = math.nan
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed by no fault of its own, so that another sitting may try it again."""
+        return self.status == FAILED and (self.failure or "").startswith(LOST)
 
     @property
     def figures(self) -> dict[str, float]:
@@ -154,6 +160,13 @@ class Ledger:
         )
         return self.trials[trial.id]
 
+    def reopen(self, trials: Iterable[Trial]) -> None:
+        """Takes those of `trials` that were `lost` as unfinished, to begin again in this sitting.
+        The file has them as failed until they do."""
+        for trial in trials:
+            if trial.lost:
+                self._reopen(trial)
+
     def epoch(self, trial: Trial, figures: Mapping[str, float], **told: Any) -> None:
         """Notes the figures of an epoch, which are numbers and have `epoch`; `told` are `seconds`,
         `node`, `device` and `batch_size`. What was told before is not told again."""
@@ -223,9 +236,15 @@ class Ledger:
             )
             self.trials[trial.id] = trial
             self.history.append(("began", trial))
+        elif trial.status is not None:
+            self._reopen(trial)
         trial.attempts += 1
         trial.began_at = record["at"]
         trial.code_version = self._code_version
+
+    def _reopen(self, trial: Trial) -> None:
+        self.history.remove(("ended", trial))  # the sampler is to hear of the end to come alone
+        trial.status = trial.failure = None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from search.config import SearchConfig
 from search.ledger import Ledger, Trial
-from search.results import FAILED, FINISHED, FullLength, Row
+from search.results import FAILED, FINISHED, FullLength, Row, foremost
 from search.run_folder import RunFolder
 from search.trainable import Shared
 from search.trials import Sitting, run_trials
@@ -24,14 +24,15 @@ class Promoted:
 
 
 def select(rows: Sequence[Row], config: SearchConfig) -> list[tuple[Policy, Role]]:
-    """The best of the ranked `rows` that ran to their end with an objective, then the controls that
-    are not among them: nothing but the data's own base, and the best named scheme."""
+    """The `foremost` of the ranked `rows`, then the controls that are not among them: nothing but
+    the data's own base, and the best named scheme."""
     objective, base = config.search.objective, config.data.base
     finished = [row.policy for row in rows if row.status == FINISHED and row.has(objective)]
     none = scheme("none").on(base)
     schemes = {s.policy.on(base).identity for s in SCHEMES.values()} - {none.identity}
     best_scheme = [policy for policy in finished if policy.identity in schemes][:1]
-    chosen = {p.identity: p for p in (*finished[: config.promotion.top], *best_scheme, none)}
+    best = [row.policy for row in foremost(rows, config.search.directions, config.promotion.top)]
+    chosen = {p.identity: p for p in (*best, *best_scheme, none)}
 
     def role(identity: str) -> Role:
         if identity == none.identity:

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,42 @@ def fronts(costs: Sequence[Sequence[float]]) -> list[int]:
         found[left[~beaten]] = layer
         left, layer = left[beaten], layer + 1
     return [int(layer) for layer in found]
+
+
+def foremost(rows: Sequence[Row], directions: Mapping[str, str], count: int) -> list[Row]:
+    """At most `count` of the `ranked` rows that ran to their end with the first objective: whole
+    fronts while there is room, and of the next one a `spread`. With one objective, the best."""
+    finished = [row for row in rows if row.status == FINISHED and row.has(next(iter(directions)))]
+    costs, front = _costs(finished, directions), front_of(finished, directions)
+    found: list[int] = []
+    # Whoever lacks one of several objectives is in no front, and behind all.
+    for layer, members in groupby(range(len(finished)), key=front.get):
+        indices, room = list(members), count - len(found)
+        if layer is not None and len(indices) > room:
+            indices = [indices[i] for i in spread([costs[i] for i in indices], room)]
+        found += indices[:room]
+    return [finished[index] for index in found]
+
+
+def spread(costs: Sequence[Sequence[float]], count: int) -> list[int]:
+    """The indices of `count` vectors of costs that cover all of them: the first, and each time the
+    one that is farthest from those, where every cost counts from its least to its greatest.
+
+    Gonzalez (Theoretical Computer Science 38, 1985): no vector is more than twice as far from the
+    nearest one as the best choice would have it. Crowding distances (Deb et al., IEEE TEC 6, 2002),
+    by which NSGA-II thins out a front, cannot choose a few: all ends of a front are infinitely far
+    from others, and where there are many objectives they alone are more than are wanted.
+    """
+    values = np.asarray(costs, float)
+    extent = np.ptp(values, axis=0)
+    values = values / np.where(extent > 0, extent, 1)
+    chosen: list[int] = []
+    distance = np.full(len(values), np.inf)
+    while len(chosen) < min(count, len(values)):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(values - values[chosen[-1]], axis=1))
+        distance[chosen] = -1  # of equal ones each is taken once
+    return sorted(chosen)
 
 
 def _known(costs: Sequence[float]) -> bool:

@@ -138,6 +138,11 @@ def _search(
                 if probing:
                     stages.probe(shared, space, start)
                 return stages.promote(shared)
+            except ConnectionError as error:  # Ray's, though an OSError: files know of no other
+                where = f"cluster.address in {folder.config} may name another cluster"
+                raise SearchFailedError(
+                    f"the connection to Ray was lost: {error} ({where})"
+                ) from error
             except OSError as error:
                 raise SearchFailedError(f"the run could not be written: {error}") from error
 

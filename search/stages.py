@@ -1,6 +1,7 @@
 """The stages of a search: probes, promotion, verdict; its table, which is written as they go on."""
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,7 +31,12 @@ from spaces import PolicySpace
 
 
 class SearchFailedError(Exception):
-    """Nothing could be ranked, for a reason that is not the user's."""
+    """Nothing could be ranked, for a reason that is not the user's. `advice` is what would help,
+    None where that is to go on."""
+
+    def __init__(self, said: str, advice: str | None = None) -> None:
+        super().__init__(said)
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,10 @@ class Stages:
         self._next_write = 0.0
 
     def probe(self, shared: Shared, space: PolicySpace, start: WarmStart) -> None:
-        """Probes until a budget is spent; what the ledger has is not done again."""
+        """Probes until a budget is spent; what the ledger has is not done again, but for what was
+        lost."""
         search = self._config.search
+        self._ledger.reopen(self._ledger.of("probe"))
         self._ledger.begin_stage("probe", search.trials)
         self._stage("probes", search.trials, search.objective, search.mode, self._probed())
         unfinished = len(self._probed()) < len(self._ledger.of("probe"))
@@ -85,11 +93,14 @@ class Stages:
 
     def promote(self, shared: Shared) -> SearchResult:
         """Trains the best of what was probed and the controls, but for students that are there
-        already, and writes the verdict. Raises SearchFailedError where there is none."""
+        already and were not lost, and writes the verdict. Raises SearchFailedError where there is
+        none."""
         rows = self._ranked()
         self._require_some(rows)
         chosen = select(rows, self._config)
         students = {student.id for student in students_of(chosen, self._config)}
+        known = self._ledger.trials
+        self._ledger.reopen(known[name] for name in students if name in known)
         done = [t for t in self._ledger.of("promotion") if t.status and t.id in students]
         self._ledger.begin_stage("promotion", len(students))
         self._stage("promotion", len(students), "validation_accuracy", "max", done)
@@ -102,9 +113,8 @@ class Stages:
             ended=self._ended,
         )
         if not promoted.candidates:
-            raise SearchFailedError(
-                f"every promoted student failed; the first: {promoted.failures[0]}"
-            )
+            said = f"every promoted student failed; the first: {promoted.failures[0]}"
+            raise SearchFailedError(said, self._advice([known[name] for name in students]))
         verdict = decide(promoted.candidates, promoted.failures)
         rows = _with_promoted(rows, promoted.candidates)
         self._finish(rows, verdict)
@@ -112,13 +122,29 @@ class Stages:
 
     def _require_some(self, rows: Sequence[Row]) -> None:
         probes, share = self._ledger.of("probe"), self._config.search.max_failed_share
+        again = f"augury resume {shlex.quote(str(self._folder.path))}"
         if not rows:
-            raise SearchFailedError("no policy was probed")
-        if too_many(probes, share) or all(row.status == FAILED for row in rows):
-            said = f"the search stopped: of its probes {in_common(probes)}"
-            if too_many(probes, share):
-                said += f"; to bear that, raise search.max_failed_share in {self._folder.config}"
-            raise SearchFailedError(said)
+            reason = spent(self._config, self._ledger)
+            said = f"no policy was probed: {reason}" if reason else "no policy was probed"
+            raise SearchFailedError(said, f"with time for it, go on with: {again}")
+        every = all(row.status == FAILED for row in rows)
+        if every or too_many(probes, share):
+            share_in = f"search.max_failed_share in {self._folder.config}"
+            bear = f"to bear that, raise {share_in}, and go on with: {again}"
+            raise SearchFailedError(
+                f"the search stopped: of its probes {in_common(probes)}",
+                self._advice(probes) if every else bear,
+            )
+
+    def _advice(self, failed: Sequence[Trial]) -> str | None:
+        """What would help where all have failed; what was lost is worth another try."""
+        if any(trial.lost for trial in failed):
+            return None
+        config = shlex.quote(str(self._folder.config))
+        return (
+            "to go on would not help: mend the cause, in the config or in code of yours, and begin "
+            f"anew with: augury search {config} --run ANOTHER"
+        )
 
     def _finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
         """Writes what the search has come to, and clears away what only a resumption needs."""
@@ -127,7 +153,7 @@ class Stages:
         verdict.winner.policy.save(self._folder.best_policy)
         self._write(rows, verdict)
         self._ledger.conclude()
-        if all(trial.status for trial in self._ledger.trials.values()):
+        if all(t.status and not t.lost for t in self._ledger.trials.values()):
             shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
 
     def _stage(self, text: str, trials: int, figure: str, mode: str, done: Sequence[Trial]) -> None:
@@ -151,13 +177,11 @@ class Stages:
             self._next_write = time.monotonic() + 20 * (time.monotonic() - began)
 
     def _ended(self, trial: Trial) -> None:
-        epochs = (
-            self._config.search.probe_epochs
-            if trial.stage == "probe"
-            else self._config.promotion.epochs
-        )
-        left = checkpoint(self._folder.checkpoints, trial.policy, trial.seed, epochs)
-        left.unlink(missing_ok=True)
+        if not trial.lost:  # else it may yet go on from there
+            search, promotion = self._config.search, self._config.promotion
+            epochs = search.probe_epochs if trial.stage == "probe" else promotion.epochs
+            left = checkpoint(self._folder.checkpoints, trial.policy, trial.seed, epochs)
+            left.unlink(missing_ok=True)
         self._listen.trial_ended(trial.row())
 
     def _write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:

@@ -19,13 +19,12 @@ from ray.tune.search import Searcher
 
 from search.cluster import concurrent_trials
 from search.config import ClusterConfig
-from search.ledger import Ledger, Trial, outcome
+from search.ledger import LOST, Ledger, Trial, outcome
 from search.results import FAILED, STOPPED
 from search.trainable import ProbeTrial, Shared
 from trainers.student import FIGURES
 
-RETRIES = 3  # of a trial whose worker was lost
-LOST = "the worker was lost"
+RETRIES = 3  # of a trial whose worker was lost, in one sitting
 
 
 class Interrupted(KeyboardInterrupt):

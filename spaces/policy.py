@@ -316,8 +316,9 @@ def load_policy(path: Path | str) -> Policy:
     """Reads a policy file; raises UserError on anything missing, unknown or out of range."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+    except (OSError, ValueError) as error:
+        not_text = isinstance(error, UnicodeDecodeError)
+        reason = "not a text file" if not_text else getattr(error, "strerror", str(error))
         raise UserError(f"{path}: cannot read the policy file: {reason}") from None
     return policy_from_json(text, where=str(path))
 

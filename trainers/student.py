@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces import Policy, randomness
-from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from trainers import parallel
 from trainers.batches import Batch, augmented_batches, steps_per_epoch
@@ -182,7 +180,7 @@ class StudentTrainer:
         return accuracy(self.outcome, self.splits, self.splits.test)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes."""
+        """Everything that training changes, the same in all ranks; torch.load reads it safely."""
         return {
             "student": self.student.state_dict(),
             "loss": self.loss.state_dict(),
@@ -196,23 +194,6 @@ class StudentTrainer:
         self.loss.load_state_dict(state["loss"])
         self.training.load_state_dict(state)
         self.epochs_done = state["epochs_done"]
-
-    def save(self, path: Path) -> None:
-        """Writes the state into a file, whole or not at all; of several ranks the first does."""
-        if parallel.rank() == 0:
-            with atomic_write(path) as temporary:
-                torch.save(self.state_dict(), temporary)
-
-    def load(self, path: Path) -> None:
-        """Goes back to where `save` wrote `path`.
-
-        Raises UserError where it is no file of a student of this network and recipe.
-        """
-        try:
-            state = torch.load(path, map_location=self.training.device, weights_only=True)
-            self.load_state_dict(state)
-        except Exception:  # whatever a broken or foreign file makes torch raise
-            raise UserError(f"{path} is not the state of this student that it should be") from None
 
     def _groups(self) -> list[dict[str, Any]]:
         quantizers = quantizer_parameters(self.student)

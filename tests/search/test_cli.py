@@ -82,7 +82,9 @@ def wrong_policy(folder: Path) -> str:
         (["score", "nowhere.json"], "cannot read the policy file"),
         (["score", "WRONG"], "unknown operation 'rotat': did you mean 'rotate'"),
         (["export", "notes", "--to", "x.csv"], "is not a run"),
+        (["score", "no\0where.json"], "cannot read the policy file: embedded null byte"),
         (["policy", "convert", "none", "--to", "timm", "--out", "."], "written: Is a directory"),
+        (["policy", "show", "none", "--sheet", "x.txt"], "--sheet x.txt: a contact sheet is a PNG"),
         (["search", "--sett", "a=1"], "No such option"),
     ],
 )

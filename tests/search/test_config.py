@@ -98,6 +98,36 @@ def test_wrong_overrides_are_named(override, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_overrides_need_be_right_together_only():
+    """Also where a name that needs other keys comes before them, and one that they break after."""
+    images = load_config(overrides=["data.name=folder", "data.path=images", "data.seed=3"])
+    assert images.data == FolderConfig(path=Path("images"), seed=3)
+    front = ["search.scheduler=asha", "search.further_objectives=[cmi]", "search.scheduler=none"]
+    assert load_config(overrides=front).search.further_objectives == ("cmi",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["search.trials=0", "promotion.top=2"], ["search.trials=0"]),
+        (["promotion.top=2", "search.trials=0"], ["search.trials=0"]),
+        (["data.name=folder", "data.seed=3"], ["data.name=folder"]),
+        (["data.name=folder", "data.sed=3"], ["data.name=folder", "data.sed=3"]),
+        (
+            ["search.scheduler=asha", "search.further_objectives=[cmi]", "search.trials=9"],
+            ["search.further_objectives=[cmi]"],
+        ),
+        (["search.trials=0", "search.trials=5", "promotion.top=0"], ["promotion.top=0"]),
+    ],
+)
+def test_the_override_that_broke_it_is_named(overrides, named):
+    with pytest.raises(UserError) as caught:
+        load_config(overrides=overrides)
+    said = " ".join(f"--set {override}" for override in named)
+    assert said in str(caught.value)
+    assert str(caught.value).count("--set") == len(named)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

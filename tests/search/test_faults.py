@@ -1,6 +1,7 @@
 """What goes wrong with trials, and what becomes of it: real faults in real workers."""
 
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_every_fault_is_its_trials_own_and_the_search_goes_on(ledger, plan):
     assert too_big.failure.startswith("OutOfMemoryError: no room on the device")
     assert diverged.failure == ("DivergedError: the loss is no longer a finite number in epoch 1")
     assert set(plan.read_text().split()) == {"none"}  # every fault has been
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_was_lost_too_often_is_tried_again_in_another_sitting_and_nothing_else(ledger, plan):
+    plan.write_text("kill kill kill kill  memory memory  nan  raise")
+    probe(CONFIG, ledger, lambda trial: None)
+    lost, *others = ledger.of("probe")
+    assert (lost.status, lost.failure, lost.lost) == (FAILED, "the worker was lost 4 times", True)
+    assert [(trial.status, trial.lost) for trial in others[:3]] == [(FAILED, False)] * 3
+    plan.write_text("")
+    copy = shutil.copy(ledger.path, ledger.path.with_name("copy.jsonl"))
+    with opened(copy) as again:  # as another process reads it
+        again.reopen(again.of("probe"))
+        probe(CONFIG, again, lambda trial: None)
+        found, *same = again.of("probe")
+    assert (found.status, found.attempts) == (FINISHED, 5)
+    assert same == others
 
 
 def test_a_disk_that_is_full_ends_the_search_and_what_was_written_counts(ledger, plan):

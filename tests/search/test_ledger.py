@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search.ledger import Trial, opened
-from search.results import FINISHED
+from search.results import FAILED, FINISHED
 from spaces import UserError, scheme
 
 
@@ -33,6 +33,28 @@ def test_it_tells_again_what_it_was_told(tmp_path):
     assert trial.values("score") == {1: 0.1 + 1 / 3, 2: 0.1 + 2 / 3}
     assert (trial.attempts, trial.proposals, trial.seconds) == (1, 2, 3.0)
     assert trial.row().policy == scheme("cutmix")
+
+
+def test_what_was_lost_can_begin_again_and_what_failed_by_itself_cannot(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    reasons = ["the worker was lost 4 times", "OutOfMemoryError: no room", "DivergedError: it was"]
+    with opened(path) as ledger:
+        for number, reason in enumerate(reasons):
+            trial = ledger.began(Trial(str(number), "probe", scheme("none"), 0))
+            ledger.ended(trial, FAILED, reason)
+    before = path.read_bytes()
+    with opened(path) as ledger:
+        ledger.reopen(ledger.of("probe"))
+        assert [trial.status for trial in ledger.of("probe")] == [None, FAILED, FAILED]
+        assert [trial.id for event, trial in ledger.history if event == "ended"] == ["1", "2"]
+        assert path.read_bytes() == before  # who is killed now has it as it was
+        ledger.began(ledger.trials["0"])
+    with opened(path) as ledger:
+        assert [trial.status for trial in ledger.of("probe")] == [None, FAILED, FAILED]
+        ledger.ended(ledger.trials["0"], FINISHED)
+    with opened(path) as ledger:
+        assert next((trial.status, trial.attempts) for trial in ledger.of("probe")) == (FINISHED, 2)
+        assert [trial.id for event, trial in ledger.history if event == "ended"] == ["1", "2", "0"]
 
 
 def test_every_cut_leaves_a_ledger_that_goes_on(tmp_path):

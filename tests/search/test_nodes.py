@@ -1,5 +1,10 @@
-"""A node of a cluster is lost in mid-search: its trials go on elsewhere."""
+"""Clusters of several nodes: one is lost in mid-search, one cannot reach the run."""
 
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +19,7 @@ from search.results import FINISHED
 from search.run import run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
+from spaces import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -29,6 +35,55 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield cluster, lost
     ray.shutdown()
     cluster.shutdown()
+
+
+def may_mount() -> bool:
+    return sys.platform == "linux" and not subprocess.call(["unshare", "--mount", "true"])
+
+
+@pytest.fixture
+def blind(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a cluster, and a folder for which its second node has a file system of its
+    own, as a machine elsewhere has."""
+    if not may_mount():
+        pytest.skip("file systems cannot be mounted here")
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray.init(address=cluster.address, log_to_driver=False)
+    start = f"{Path(sys.executable).parent / 'ray'} start --address {cluster.address} --num-cpus 1"
+    apart = f"mount -t tmpfs none {runs} && exec {start} --block"
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", apart], stdout=subprocess.DEVNULL
+    ) as node:
+        while sum(found["Alive"] for found in ray.nodes()) < 2:
+            assert node.poll() is None
+            time.sleep(0.1)
+        yield cluster.address, runs
+        ray.shutdown()
+        node.terminate()  # who ends its raylet, too
+    cluster.shutdown()
+
+
+def test_a_run_that_a_node_cannot_reach_is_refused_before_its_first_trial(blind, monkeypatch):
+    address, runs = blind
+    monkeypatch.setenv("AUGURY_CACHE", str(runs.parent / "cache"))
+    config = load_config(
+        overrides=[
+            "data.student_images=40",
+            "teacher={width: 4, epochs: 1}",
+            f"cluster.address={address}",
+        ]
+    )
+    folder = RunFolder(runs / "run")
+    with pytest.raises(UserError) as caught:
+        run_search(config, folder, Silence())
+    assert str(caught.value).startswith(f"{folder.path}: the node ")
+    assert str(caught.value).endswith(
+        "cannot read and write it (No such file or directory): put the run on storage that all "
+        "nodes share, by --run"
+    )
+    assert folder.ledger.read_text() == ""
 
 
 def test_the_trials_of_a_node_that_is_lost_go_on_elsewhere(nodes, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from itertools import combinations
 
 import duckdb
 import numpy as np
@@ -19,8 +20,10 @@ from search.results import (
     STOPPED,
     FullLength,
     Row,
+    foremost,
     fronts,
     ranked,
+    spread,
     with_full_length,
 )
 from search.run_folder import RunFolder
@@ -82,6 +85,50 @@ def test_with_several_objectives_the_front_is_first():
     found = ranked(rows, {"score": "min", "validation_accuracy": "max"})
     order = [int(row.trial_id) for row in found]
     assert order == sorted(range(40), key=lambda i: (layers[i], costs[i][0], i))
+
+
+def test_what_is_promoted_of_a_front_is_a_spread_of_it():
+    """Against the best of all choices, on fronts of two and three objectives."""
+    random = np.random.default_rng(0)
+    for objectives in (2, 3):
+        costs = random.random((12, objectives)) ** 2
+        costs /= np.linalg.norm(costs, axis=1, keepdims=True)
+        extent = costs / np.ptp(costs, axis=0)
+        distances = np.linalg.norm(extent[:, None] - extent[None], axis=2)
+
+        def farthest(chosen: tuple[int, ...], distances: np.ndarray = distances) -> float:
+            return distances[:, list(chosen)].min(axis=1).max()
+
+        for count in (1, 2, 4):
+            chosen = tuple(spread(costs.tolist(), count))
+            assert len(set(chosen)) == count
+            assert chosen[0] == 0
+            best = min(map(farthest, combinations(range(12), count)))
+            assert farthest(chosen) <= 2 * best
+    # On a line: the first is one end, then come the other one and the middle.
+    assert spread([[i, 10 - i] for i in (0, 1, 2, 3, 5, 9, 10)], 3) == [0, 4, 6]
+    assert spread([[1.0, 1.0]] * 3, 2) == [0, 1]
+
+
+def test_promotion_takes_whole_fronts_and_of_the_last_its_ends():
+    costs = [(0, 5), (5, 0), (1, 5), (2, 4), (3, 3), (4, 2), (6, 1), (math.nan, 0), (0, math.nan)]
+    rows = [
+        Row(f"{i}", FINISHED, scheme("none"), {}, {"score": a, "validation_accuracy": -b})
+        for i, (a, b) in enumerate(costs)
+    ]
+    two = {"score": "min", "validation_accuracy": "max"}
+    rows = ranked([*rows, row("stopped", "none", STOPPED, score=0.0)], two)
+
+    def ids(count: int) -> list[str]:
+        return [row.trial_id for row in foremost(rows, two, count)]
+
+    assert ids(1) == ["0"]
+    assert ids(2) == ["0", "1"]
+    assert ids(3) == ["0", "4", "1"]
+    assert ids(6) == ["0", "3", "4", "5", "1", "2"]
+    assert ids(20) == ["0", "3", "4", "5", "1", "2", "6", "8"]  # 8 lacks an objective, 7 the first
+    one = {"score": "min"}
+    assert foremost(ranked(rows, one), one, 3) == ranked(rows, one)[:3]
 
 
 def test_a_finished_trial_without_a_value_ranks_behind_a_stopped_one_with_it():

@@ -15,13 +15,13 @@ import pytest
 from ray import tune
 
 from search.config import load_config
-from search.ledger import opened
+from search.ledger import LOST, opened
 from search.progress import Silence
 from search.proposals import Proposals
-from search.results import FINISHED
+from search.results import FAILED, FINISHED
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
-from search.stages import SearchResult
+from search.stages import SearchFailedError, SearchResult
 from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
 from search.warm_start import WarmStart, warm_start
@@ -60,16 +60,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     return run_search(SERIAL, RunFolder(tmp_path_factory.mktemp("runs") / "whole"), Silence())
 
 
-def killed_when(said: str, folder: Path, *words: str) -> None:
-    """Runs `augury` in a process of its own and kills it once the ledger has a line with `said`."""
+def signalled(said: str, signals: list[int], folder: Path, *words: str) -> tuple[int, str]:
+    """Runs `augury` in a process of its own, sends it `signals` once the ledger has a line with
+    `said`, and returns its exit code and what it said."""
     command = [Path(sys.executable).parent / "augury", *words]
-    with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as process:
+    ledger, err = folder / "run" / "trials.jsonl", folder / "stderr"
+    with err.open("w") as told, subprocess.Popen(command, cwd=folder, stderr=told) as process:
         while process.poll() is None:
-            ledger = folder / "run" / "trials.jsonl"
             if ledger.exists() and said in ledger.read_text():
-                process.kill()
+                for number in signals:
+                    process.send_signal(number)
+                break
             time.sleep(0.01)
-    assert process.returncode == -signal.SIGKILL
+        code = process.wait()
+    return code, err.read_text()
 
 
 def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, tmp_path):
@@ -78,7 +82,8 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     config = SERIAL.model_copy(update={"search": seven})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     words = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
-    killed_when('"epoch", "trial": "00004"', tmp_path, *words)
+    code, _ = signalled('"epoch", "trial": "00004"', [signal.SIGKILL], tmp_path, *words)
+    assert code == -signal.SIGKILL
     folder = RunFolder.open(tmp_path / "run")
     with opened(folder.ledger) as ledger:
         assert [t.id for t in ledger.trials.values() if not t.status] == ["00004"]
@@ -106,6 +111,77 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     assert began == len(more.candidates)  # the second seed of each; the first was there
     assert {len(candidate.runs) for candidate in more.candidates} == {2}
     assert load_config(folder.config).promotion.seeds == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sigterm_is_gentle_and_a_second_signal_at_once_and_nothing_is_lost(
+    cluster, whole, tmp_path
+):
+    """Two signals of different numbers: of one number the second may be one with the first."""
+    (tmp_path / "config.yaml").write_text(SERIAL.to_yaml())
+    words = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
+    folder = RunFolder(tmp_path / "run")
+    gently = [signal.SIGTERM]
+    code, said = signalled('"epoch", "trial": "00001"', gently, tmp_path, *words)
+    assert (code, "Traceback" in said) == (130, False), said
+    assert f"stopped; go on with: augury resume {folder.path}" in said
+    with opened(folder.ledger) as ledger:
+        assert ledger.trials["00001"].epochs.keys() == {1, 2}  # which was let end
+        assert "00002" not in ledger.trials
+    assert len(rows(folder)) == 2
+    at_once = [signal.SIGINT, signal.SIGTERM]
+    code, said = signalled('"epoch", "trial": "00004"', at_once, tmp_path, "resume", "run")
+    assert (code, "Traceback" in said) == (130, False), said
+    assert f"stopped; go on with: augury resume {folder.path}" in said
+    with opened(folder.ledger) as ledger:
+        assert [t.id for t in ledger.trials.values() if not t.status] == ["00004"]
+        assert ledger.trials["00004"].epochs.keys() == {1}  # and the second was not waited for
+    assert len(rows(folder)) == 4
+    resume_search(folder, Silence())
+    assert rows(folder) == rows(whole.folder)
+
+
+def test_a_lost_connection_to_ray_is_no_fault_of_the_disk(whole, tmp_path):
+    folder = RunFolder(shutil.copytree(whole.folder.path, tmp_path / "lonely"))
+
+    class Lonely(Silence):
+        def stage(self, text: str, *_: Any) -> None:
+            if text == "probes":
+                raise ConnectionError("the cluster has gone")
+
+    with pytest.raises(SearchFailedError, match="connection to Ray was lost: the cluster has gone"):
+        resume_search(folder, Lonely())
+
+
+def lose(path: Path, *lost: str) -> None:
+    """Writes a ledger anew as it is where the workers of the trials `lost` were killed too
+    often."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for record in records:
+        if record["event"] == "ended" and record["trial"] in lost:
+            record |= {"status": FAILED, "failure": f"{LOST} 4 times", "test_accuracy": None}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_what_was_lost_is_tried_again_and_comes_out_as_it_would_have(whole, tmp_path):
+    folder = RunFolder(shutil.copytree(whole.folder.path, tmp_path / "lossy"))
+    probe = whole.rows[-1].trial_id  # which is not promoted
+    with opened(folder.ledger) as ledger:
+        student = ledger.of("promotion")[0].id
+    lose(folder.ledger, probe, student)
+    before = folder.ledger.read_text()
+    promote_again(folder, Silence())
+    with opened(folder.ledger) as ledger:
+        assert ledger.trials[student].status == FINISHED
+        assert ledger.trials[probe].status == FAILED  # promotion does not probe
+    assert FAILED in {row["status"] for row in rows(folder)}
+    resume_search(folder, Silence())
+    assert rows(folder) == rows(whole.folder)
+    assert json.loads(folder.verdict.read_text()) == json.loads(whole.folder.verdict.read_text())
+    after = folder.ledger.read_text().removeprefix(before)
+    began = [r["trial"] for r in map(json.loads, after.splitlines()) if r["event"] == "began"]
+    assert sorted(began) == sorted([probe, student])
 
 
 def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):

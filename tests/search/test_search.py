@@ -140,8 +140,10 @@ def test_students_that_diverge_are_failures_with_a_reason(tmp_path):
     folder = RunFolder(tmp_path / "diverged")
     with pytest.raises(
         SearchFailedError, match="of its probes 3 of 3 failed: 3 of 3 with 'DivergedError"
-    ):
+    ) as caught:
         run_search(SearchConfig.model_validate(content), folder, Silence())
+    again = f"augury search {folder.config} --run ANOTHER"
+    assert caught.value.advice.endswith(f"begin anew with: {again}")  # to resume would be in vain
     table = pq.read_table(folder.policies)
     assert table.column("status").to_pylist() == [FAILED] * 3
     assert all("no longer a finite number" in f for f in table.column("reason").to_pylist())

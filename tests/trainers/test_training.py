@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
-from spaces import Policy, UserError, scheme
+from spaces import Policy, scheme
 from trainers.batches import augmented_batches
 from trainers.datasets import DigitsConfig, ImageSplits, load_splits
 from trainers.distillation import KD, KD_CE, SQAKD, DistillationLoss, kd_loss
@@ -216,26 +216,17 @@ def test_a_batch_in_parts_is_the_same_batch(build, splits):
     assert parted["kd_training"] == pytest.approx(whole["kd_training"], rel=0.3)
 
 
-def test_the_average_is_what_is_judged_and_resumed(build, splits, tmp_path):
+def test_the_average_is_what_is_judged_and_resumed(build, splits):
     trainer = build(epochs=2, ema_decay=0.9)
     _, report = trainer.epochs()
     logits = trainer.outcome.eval()(splits.normalise(splits.validation.images))
     assert trainer.outcome is not trainer.student
     right = (logits.argmax(dim=1) == splits.validation.labels).double().mean()
     assert report.validation_accuracy == pytest.approx(float(right))
-    trainer.save(tmp_path / "state.pt")
     again = build(epochs=2, ema_decay=0.9)
-    again.load(tmp_path / "state.pt")
+    again.load_state_dict(trainer.state_dict())
     for a, b in zip(trainer.outcome.parameters(), again.outcome.parameters(), strict=True):
         assert torch.equal(a, b)
-
-
-def test_a_state_of_another_student_is_refused(build, tmp_path):
-    build(ema_decay=0.9).save(tmp_path / "state.pt")
-    (tmp_path / "broken.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
-    for name in ("broken.pt", "missing.pt"):
-        with pytest.raises(UserError, match=f"{name} is not the state of this student"):
-            build().load(tmp_path / name)
 
 
 def test_losses_on_features_need_a_network_that_is_not_compiled():
