@@ -1,0 +1,117 @@
+"""Students that two workers of Ray Train distil together, on two CPUs."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from search.cluster import connected, lacking
+from search.config import ClusterConfig, SearchConfig, load_config
+from search.ledger import Ledger, Trial, opened
+from search.promote import Promoted, promote
+from search.results import FAILED, FINISHED
+from search.run_folder import RunFolder
+from search.trainable import Shared
+from spaces import UserError, scheme
+from trainers.datasets import load_splits
+from trainers.models import build_network
+from trainers.student import StudentTrainer
+from trainers.teacher import frozen
+
+pytestmark = pytest.mark.usefixtures("cluster")
+CONFIG = load_config(
+    overrides=[
+        "data.student_images=40",
+        "teacher.width=4",
+        "student.network=ranks:network",
+        "student.recipe={repeats: 1, batch_size: 8}",
+        "student.quantization={weight_bits: 8, activation_bits: 8}",
+        "promotion={epochs: 3, seeds: 1, workers: 2}",
+    ]
+)
+TEACHER = frozen(build_network("resnet8", 10, width=4, seed=0))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with opened(RunFolder(tmp_path).ledger) as ledger:
+        yield ledger
+
+
+@pytest.fixture
+def plan(cluster: str) -> Path:
+    """The file with the fault to come."""
+    import faulty  # in tests/fixtures, which the cluster has on its path
+
+    return faulty.plan()
+
+
+def promoted(ledger: Ledger, plan: Path, faults: Sequence[str]) -> Promoted:
+    """Trains a student after another, each of which meets the next fault."""
+    left = iter([*faults, ""])
+    plan.write_text(next(left))
+    folder = RunFolder(ledger.path.parent)
+    names = ["none", "cutmix", "mixup"][: len(faults)]
+    return promote(
+        CONFIG,
+        Shared.put(CONFIG, load_splits(CONFIG.data), TEACHER, checkpoints=folder.checkpoints),
+        [(scheme(name), "candidate") for name in names],
+        ledger=ledger,
+        folder=folder,
+        ended=lambda trial: plan.write_text(next(left)) and None,
+    )
+
+
+def by_one_process(config: SearchConfig) -> StudentTrainer:
+    """The first student, by a process that takes batches in two parts."""
+    seed = config.search.seed + 1
+    return StudentTrainer(
+        teacher=TEACHER,
+        splits=load_splits(config.data),
+        policy=scheme("none"),
+        quantization=config.student.quantization,
+        recipe=config.student.recipe.model_copy(update={"accumulate": 2}),
+        epochs=config.promotion.epochs,
+        seed=seed,
+        network=build_network("ranks:network", 10, seed=seed),
+    )
+
+
+def test_two_workers_of_whom_one_is_killed_and_a_student_that_diverges(ledger, plan):
+    found = promoted(ledger, plan, ["kill", "nan"])
+    student, diverged = ledger.of("promotion")
+    assert (student.status, student.attempts, diverged.attempts) == (FINISHED, 2, 1)
+    assert diverged.status == FAILED
+    assert diverged.failure == "DivergedError: the loss is no longer a finite number in epoch 1"
+    assert found.failures == (f"{scheme('cutmix')}: {diverged.failure}",)
+    assert student.places["device"] == "2 x cpu"
+    assert student.places["batch_size"] == 8
+
+    lines = [json.loads(line) for line in ledger.path.read_text().splitlines()]
+    told = [line["figures"]["epoch"] for line in lines if line["event"] == "epoch"]
+    assert told == [1, 2, 3]  # the first was not trained again
+    alone = by_one_process(CONFIG)
+    for report in alone.epochs():
+        expected = report.as_dict()
+        del expected["images_per_second"]
+        figures = {name: student.epochs[report.epoch][name] for name in expected}
+        assert figures == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    (run,) = found.candidates[0].runs
+    assert run.test_accuracy == pytest.approx(alone.test_accuracy(), abs=0.01)
+
+    folder = RunFolder(ledger.path.parent)
+    (kept,) = folder.students.iterdir()
+    assert kept.name == f"{scheme('none').identity}-1-3-student-2workers.pt"
+    for name, tensor in torch.load(kept)["student"].items():
+        torch.testing.assert_close(tensor, alone.outcome.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_befalls_one_worker_ends_them_all(ledger, plan):
+    promoted(ledger, plan, ["raise", "memory"])
+    wrong, halved = ledger.of("promotion")
+    assert wrong.failure.startswith("TypeError: a mistake of the user's (ranks.py, line ")
+    assert (halved.status, halved.places["batch_size"]) == (FINISHED, 4)
+    assert [wrong.attempts, halved.attempts] == [1, 1]
