@@ -192,6 +192,16 @@ class SearchConfig(Frozen):
     promotion: PromotionConfig = PromotionConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _workers_remember_the_same(self) -> "SearchConfig":
+        for part in self.student.recipe.loss.features:
+            if self.promotion.workers > 1 and part.needs_sample_ids:
+                raise ValueError(
+                    f"promotion.workers: the loss {part.name} remembers images, of which each "
+                    "worker sees others: use one worker, or leave the loss out"
+                )
+        return self
+
     def to_yaml(self) -> str:
         """Every value, defaults too."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
