@@ -1,8 +1,9 @@
 """A student that several workers of Ray Train distil together, as a trial of Ray Tune.
 
 The trial itself asks for next to nothing and waits. Its workers get a placement group of their own,
-all of them at once or none, so students never hold a part of what another one waits for. What the
-first worker tells comes back through a queue; what a worker raises ends them all.
+all of them at once or none, so students never hold a part of what another one waits for. The first
+worker tells of every epoch, and trains on when it was heard: no epoch is saved that the ledger
+could still miss when all are killed. What a worker raises ends them all.
 """
 
 import platform
@@ -50,7 +51,6 @@ class JointTrial(tune.Trainable):
         self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
     ) -> None:
         self._shared, self._epochs, self._students = shared, epochs, students
-        self._told = Queue(actor_options={"num_cpus": 0})
         self._run: _Run | None = None
 
     @classmethod
@@ -75,26 +75,24 @@ class JointTrial(tune.Trainable):
     def _next_epoch(self, *, halved: bool) -> dict[str, Any]:
         """What the first worker tells next, of workers that begin where there are none."""
         if self._run is None:
-            self._run = _Run(self._trainer(halved))
-            self._run.start()
-        run = self._run
-        while True:
-            over = not run.is_alive()  # asked before the queue is, or a last word might be missed
-            try:
-                result: dict[str, Any] = self._told.get(block=not over, timeout=SECONDS_TO_LOOK)
-                break
-            except Empty:
-                if over:
-                    self._run = None
-                    raise run.error or WorkersLostError("they left without a word") from None
+            self._run = run = self._begun(halved)
+        else:
+            run = self._run
+            run.heard.put(None)
+        try:
+            result = run.next_result()
+        except Exception:
+            self._run = None
+            raise
         if result["done"]:
             run.join()  # the next student needs their places
             self._run = None
         return result
 
-    def _trainer(self, halved: bool) -> TorchTrainer:
+    def _begun(self, halved: bool) -> "_Run":
+        told, heard = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
         cpus, gpus = self.config["cpus"], self.config["gpus"]
-        return TorchTrainer(
+        trainer = TorchTrainer(
             _train,
             train_loop_config={
                 "shared": self._shared,
@@ -104,7 +102,8 @@ class JointTrial(tune.Trainable):
                 "seed": self.config["seed"],
                 "cpus": cpus,
                 "halved": halved,
-                "told": self._told,
+                "told": told,
+                "heard": heard,
             },
             scaling_config=ScalingConfig(
                 num_workers=self._shared.workers,
@@ -114,9 +113,12 @@ class JointTrial(tune.Trainable):
             run_config=RunConfig(
                 name=f"ray-train-{uuid4().hex}",  # one that was there would be gone on with
                 storage_path=str(self._shared.checkpoints),
-                failure_config=FailureConfig(max_failures=0),  # Tune tries again, and is heard
+                failure_config=FailureConfig(max_failures=0),  # Tune tries again, and tells
             ),
         )
+        run = _Run(trainer, told, heard)
+        run.start()
+        return run
 
     # Tune asks for checkpoints of its own at times; there is nothing that the workers' do not hold.
     def save_checkpoint(self, checkpoint_dir: str) -> None: ...
@@ -128,12 +130,24 @@ class JointTrial(tune.Trainable):
 
 
 class _Run(Thread):
-    """Workers from their beginning to their end, and the error that it was."""
+    """Workers from their beginning to their end. The first one puts results into `told`, and for
+    each but the last it waits until something is put into `heard`."""
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    def __init__(self, trainer: TorchTrainer, told: Queue, heard: Queue) -> None:
         super().__init__(daemon=True)  # an actor that is stopped need not wait for it
-        self._trainer = trainer
-        self.error: Exception | None = None
+        self._trainer, self._told, self.heard = trainer, told, heard
+        self._error: Exception = WorkersLostError("they left without a word")
+
+    def next_result(self) -> dict[str, Any]:
+        """Waits for it; raises StudentFailedError or WorkersLostError where there will be none."""
+        while True:
+            over = not self.is_alive()  # asked before the queue is, or a last word might be missed
+            try:
+                result: dict[str, Any] = self._told.get(block=not over, timeout=SECONDS_TO_LOOK)
+                return result
+            except Empty:
+                if over:
+                    raise self._error from None
 
     def run(self) -> None:
         try:
@@ -141,9 +155,9 @@ class _Run(Thread):
         except WorkerGroupError as error:
             failures = error.worker_failures.values()
             reasons = [failure for failure in failures if isinstance(failure, StudentFailedError)]
-            self.error = reasons[0] if reasons else WorkersLostError(str(error))
+            self._error = reasons[0] if reasons else WorkersLostError(str(error))
         except Exception as error:
-            self.error = WorkersLostError(str(error))
+            self._error = WorkersLostError(str(error))
 
 
 def _train(config: dict[str, Any]) -> None:
@@ -168,6 +182,8 @@ def _train(config: dict[str, Any]) -> None:
             result |= {"node": platform.node(), "time_this_iter_s": time.monotonic() - began}
             if parallel.rank() == 0:
                 config["told"].put(result)
+                if not done:
+                    config["heard"].get()
             began = time.monotonic()
     except Exception as error:
         if _of_another(error):
