@@ -1,6 +1,10 @@
 """Students that two workers of Ray Train distil together, on two CPUs."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,8 +14,10 @@ import torch
 from search.cluster import connected, lacking
 from search.config import ClusterConfig, SearchConfig, load_config
 from search.ledger import Ledger, opened
+from search.progress import Silence
 from search.promote import Promoted, promote
 from search.results import FAILED, FINISHED
+from search.run import resume_search, run_search
 from search.run_folder import RunFolder
 from search.trainable import Shared
 from spaces import UserError, scheme
@@ -140,3 +146,56 @@ def test_what_befalls_one_worker_ends_them_all(ledger, plan):
     assert wrong.failure.startswith("TypeError: a mistake of the user's (ranks.py, line ")
     assert (halved.status, halved.places["batch_size"]) == (FINISHED, 4)
     assert [wrong.attempts, halved.attempts] == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_stopped_and_killed_the_workers_go_on_to_the_last_bit(cluster, tmp_path):
+    """Ctrl-C after the first epoch, and the search is killed after the next one that it tells."""
+    overrides = [
+        "data.student_images=40",
+        "teacher={width: 4, epochs: 2}",
+        "student.recipe={repeats: 2, batch_size: 8}",
+        "search={trials: 1, probe_epochs: 1, warm_start: [none]}",
+        "promotion={top: 1, epochs: 4, seeds: 1, workers: 2}",
+    ]
+    config, folder = load_config(overrides=overrides), RunFolder(tmp_path / "run")
+    undisturbed = run_search(config, RunFolder(tmp_path / "undisturbed"), Silence())
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    first = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
+    assert disturbed(signal.SIGINT, 1, folder, *first) == 130
+    epochs = len(promoted_epochs(folder))
+    assert 1 <= epochs < 4  # the one that it was in is not lost
+    assert disturbed(signal.SIGKILL, epochs + 1, folder, "resume", "run") == -signal.SIGKILL
+    result = resume_search(folder, Silence())
+    assert promoted_epochs(folder) == [1, 2, 3, 4]
+    assert result.verdict == undisturbed.verdict
+    (kept,), (other,) = (list(r.folder.students.iterdir()) for r in (result, undisturbed))
+    assert kept.name == other.name
+    tensors, expected = torch.load(kept)["student"], torch.load(other)["student"]
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert not folder.checkpoints.exists()
+
+
+def disturbed(number: int, epochs: int, folder: RunFolder, *words: str) -> int:
+    """Runs `augury`, sends it a signal once so many epochs of promotion are told, and waits."""
+    # A test run that was started in the background ignores Ctrl-C, and so would its children.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    code += "from search.cli import main; main()"
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, cwd=folder.path.parent, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(promoted_epochs(folder)) < epochs:
+            time.sleep(0.01)
+        process.send_signal(number)
+    return process.returncode
+
+
+def promoted_epochs(folder: RunFolder) -> list[int]:
+    """The epochs of promotion, in the order in which they are told."""
+    text = folder.ledger.read_text() if folder.ledger.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        int(line["figures"]["epoch"])
+        for line in lines
+        if line["event"] == "epoch" and line["trial"].endswith("2workers")
+    ]
