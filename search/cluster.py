@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -29,18 +29,18 @@ SECONDS_TO_ANSWER = 10
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[str | None]:
+def connected(config: ClusterConfig, workers: int = 1) -> Iterator[str | None]:
     """A connection to the cluster of `config`; yields the dashboard's address where it has one.
 
     A local cluster lives as long as the connection. A connection that exists already is used and
     left open. Raises UserError where a cluster cannot be reached, or a local one could never hold
-    a single trial.
+    a single trial, or a student of several `workers`.
     """
     ours = not ray.is_initialized()
     if ours:
         _connect(config)
     try:
-        if config.address == "local" and (wanting := lacking(config)):
+        if config.address == "local" and (wanting := lacking(config, workers)):
             raise UserError(wanting)
         url = ray._private.worker.get_dashboard_url()
         yield f"http://{url}" if url else None
@@ -74,8 +74,9 @@ def _require_answer(address: str) -> None:
         raise UserError(f"cluster.address: nothing answers at {address!r}: {error}") from None
 
 
-def lacking(config: ClusterConfig) -> str | None:
-    """What a trial asks for and no node has, in a sentence; None where there is nothing.
+def lacking(config: ClusterConfig, workers: int = 1) -> str | None:
+    """What a trial, or a student of several `workers`, asks for and the nodes do not have, in a
+    sentence; None where there is nothing.
 
     On this machine a trial would wait for ever; a cluster elsewhere may grow when asked.
     """
@@ -88,7 +89,22 @@ def lacking(config: ClusterConfig) -> str | None:
         most = max((resources.get(resource, 0) for resources in nodes), default=0)
         if wanted > most:
             return f"cluster.{key}: a trial asks for {wanted:g} {resource}, {whose} has {most:g}"
+    asked = config.of_workers(workers)
+    needs = {"CPU": asked.cpus_per_trial, "GPU": asked.gpus_per_trial}
+    room = sum(_times(needs, resources) for resources in nodes)
+    if workers > room:
+        each = " and ".join(f"{needs[name]:g} {name}" for name in needs if needs[name])
+        where = "this machine" if config.address == "local" else "the cluster, for now,"
+        return (
+            f"promotion.workers: {workers} workers of {each} each train a student together, "
+            f"{where} has room for {room}"
+        )
     return None
+
+
+def _times(needs: Mapping[str, float], resources: Mapping[str, float]) -> int:
+    """How many times `needs` fit into `resources`."""
+    return min(math.floor(resources.get(name, 0) / need) for name, need in needs.items() if need)
 
 
 def concurrent_trials(config: ClusterConfig) -> int:

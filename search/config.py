@@ -1,5 +1,6 @@
 """A search as data: composed from the parts that the rooms own, read from YAML, strict."""
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,11 +146,21 @@ class PromotionConfig(Frozen):
         Literal["student", "train"],
         Field(description="of the data that they learn from: those of the probes, or all"),
     ] = "student"
+    workers: Annotated[
+        int, Field(ge=1, le=1024, description="processes that train each student together")
+    ] = 1
 
     @property
     def kind(self) -> str:
         """What tells its students from those of another length, in names of trials and files."""
-        return f"{self.epochs}-{self.images}"
+        return kind_of(self.epochs, self.images, self.workers)
+
+
+def kind_of(epochs: int, images: str, workers: int) -> str:
+    """EPOCHS-IMAGES, and how many workers trained the student where there were several: of each,
+    batch norm sees a part of the batch."""
+    alone = f"{epochs}-{images}"
+    return alone if workers == 1 else f"{alone}-{workers}workers"
 
 
 class ClusterConfig(Frozen):
@@ -163,6 +174,13 @@ class ClusterConfig(Frozen):
     ] = None
     dashboard: Annotated[bool, Field(description="Ray's dashboard on a local cluster")] = True
 
+    def of_workers(self, workers: int) -> "ClusterConfig":
+        """What each of so many workers of one student asks for: of several, each has GPUs of its
+        own, since no two can exchange gradients on one."""
+        if workers == 1:
+            return self
+        return self.model_copy(update={"gpus_per_trial": math.ceil(self.gpus_per_trial)})
+
 
 class SearchConfig(Frozen):
     """Everything that a search depends on. The defaults are the embedded search on digits."""
@@ -173,6 +191,16 @@ class SearchConfig(Frozen):
     search: ExploreConfig = ExploreConfig()
     promotion: PromotionConfig = PromotionConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _workers_remember_the_same(self) -> "SearchConfig":
+        for part in self.student.recipe.loss.features:
+            if self.promotion.workers > 1 and part.needs_sample_ids:
+                raise ValueError(
+                    f"promotion.workers: the loss {part.name} remembers images, of which each "
+                    "worker sees others: use one worker, or leave the loss out"
+                )
+        return self
 
     def to_yaml(self) -> str:
         """Every value, defaults too."""

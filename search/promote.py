@@ -62,8 +62,8 @@ def promote(
     epochs = config.promotion.epochs
     if left:
         run_trials(
-            shared.learning_from(config.promotion.images),
-            cluster=config.cluster,
+            shared.learning_from(config.promotion.images, config.promotion.workers),
+            cluster=config.cluster.of_workers(config.promotion.workers),
             sitting=Sitting(ledger, epochs, "validation_accuracy", ended),
             unfinished=left,
             propose=lambda: None,

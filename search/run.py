@@ -119,10 +119,11 @@ def _search(
         _rehearse(config, splits, student)
     for note in splits.notes:
         listen.note(note)
-    with connected(config.cluster) as dashboard:
+    workers = config.promotion.workers
+    with connected(config.cluster, workers) as dashboard:
         if dashboard:
             listen.note(f"Ray dashboard: {dashboard}")
-        if wanting := lacking(config.cluster):
+        if wanting := lacking(config.cluster, workers):
             listen.note(wanting)
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")

@@ -40,7 +40,8 @@ class RunFolder:
 
     @property
     def students(self) -> Path:
-        """The students of full length: IDENTITY-SEED-EPOCHS-IMAGES.pt."""
+        """The students of full length: IDENTITY-SEED-EPOCHS-IMAGES.pt, of several workers
+        IDENTITY-SEED-EPOCHS-IMAGES-Nworkers.pt."""
         return self.path / "students"
 
     @property

@@ -17,11 +17,12 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 from torch import nn
 
-from search.config import SearchConfig, StudentConfig
+from search.config import SearchConfig, StudentConfig, kind_of
 from spaces import Policy
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
+from trainers import parallel
 from trainers.datasets import ImageSplits
 from trainers.models import build_network, network_from_arrays
 from trainers.student import FIGURES, DivergedError, EpochReport, StudentTrainer
@@ -42,6 +43,7 @@ class Shared:
     checkpoints: Path  # the folder of the checkpoints, which all nodes share
     origin: str  # a hash of all that makes a student, but for its policy, seed and epochs
     images: Literal["student", "train"] = "student"  # the part of the data that students learn from
+    workers: int = 1  # that train a student together
 
     @classmethod
     def put(
@@ -67,64 +69,83 @@ class Shared:
         origin = hashlib.blake2b("\n".join(made_by).encode(), digest_size=8).hexdigest()
         return cls(*arrays, config.teacher, config.student, weights, checkpoints, origin)
 
-    def learning_from(self, images: Literal["student", "train"]) -> "Shared":
-        """The same for students that learn from another part of the data."""
-        return replace(self, images=images, origin=f"{self.origin}-{images}")
+    def learning_from(self, images: Literal["student", "train"], workers: int = 1) -> "Shared":
+        """The same for students that learn from another part of the data, of so many workers."""
+        made_by = images if workers == 1 else f"{images}-{workers}"
+        return replace(self, images=images, workers=workers, origin=f"{self.origin}-{made_by}")
 
 
-class ProbeTrial(tune.Trainable):
-    """Distils a student for `epochs` epochs under the policy in its config, a report per epoch.
+class Distillation:
+    """Distils students of a search, one after another, on a device of this process; of the ranks of
+    torch.distributed each has one, and the first writes files.
 
-    Where there is a folder for `students`, this is promotion: the last report has the test accuracy
-    too, and the student is kept there as IDENTITY-SEED-EPOCHS-IMAGES.pt.
-
-    After every epoch there is a checkpoint, from which whoever trains the same student goes on: the
-    same trial after its worker was lost, or another one of another sitting. It begins by telling
-    the last epoch again, since nobody may have heard of it.
-
-    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. What would repeat itself, a
-    diverging loss for example, is a result with `failure` set and no figures; only what befalls the
-    worker from outside is left to Tune, which retries it.
+    After every epoch there is a checkpoint, from which whoever trains the same student goes on. It
+    begins by telling the last epoch again, since nobody may have heard of it. Where there is a
+    folder for `students`, the last epoch has the test accuracy too, and the student is kept there
+    as IDENTITY-SEED-KIND.pt.
     """
 
-    def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
+    def __init__(
+        self, shared: Shared, epochs: int, students: Path | None, *, cpus: float, device: str
     ) -> None:
-        torch.set_num_threads(max(int(config["cpus"]), 1))
-        self._device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
+        torch.set_num_threads(max(int(cpus), 1))
+        self._device = torch.device(device)
         splits, teacher = ray.get([shared.splits, shared.teacher])
         weights = shared.student_weights
         self._weights = None if weights is None else ray.get(weights)
         self._splits = ImageSplits.from_arrays(splits).to(self._device)
-        self._images = shared.images
         if shared.images == "train":
             self._splits = replace(self._splits, student=self._splits.train)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
         self._student, self._total_epochs, self._students = shared.student, epochs, students
         self._checkpoints, self._origin = shared.checkpoints, shared.origin
+        self._kind = kind_of(epochs, shared.images, shared.workers)
         self._trainer: StudentTrainer | None = None
         self._reports: Iterator[EpochReport] = iter(())
 
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
-        return PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+    @property
+    def begun(self) -> bool:
+        """Whether a student is being trained."""
+        return self._trainer is not None
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        # Anything but True loses a slot of the concurrency limit for good, so nothing here may
-        # fail: the next trainer is built in `step`.
-        self.config = new_config
-        self._forget_trainer()
-        return True
+    @property
+    def whole_batch(self) -> bool:
+        """Whether it is trained on batches as the recipe has them, of which a half would do."""
+        trainer, whole = self._trainer, self._student.recipe.batch_size
+        if trainer is None or trainer.epochs_done >= self._total_epochs:
+            return False
+        return trainer.recipe.batch_size == whole >= 4
 
-    def step(self) -> dict[str, Any]:
-        try:
-            report = self._next_epoch()
-        except (DivergedError, UserError) as error:
-            return failed(f"{type(error).__name__}: {error}")
-        except Exception as error:  # of a user's own network or loss, or our bug: not to be retried
-            return failed(f"{type(error).__name__}: {error} ({_place(error)})")
+    def begin(self, policy: Policy, seed: int, *, halved: bool = False) -> int:
+        """Makes a student, with half the batch where it is to be `halved`, or the one that a
+        checkpoint left off with; says how many epochs that one has been trained."""
+        self._policy, self._seed = policy, seed
+        size = self._student.recipe.batch_size // (2 if halved else 1)
+        kept = self._kept()
+        if kept is not None and kept["batch_size"] > size:
+            kept = None
+        self._trainer = StudentTrainer(
+            teacher=self._teacher,
+            splits=self._splits,
+            policy=policy,
+            quantization=self._student.quantization,
+            recipe=self._student.recipe.model_copy(
+                update={"batch_size": kept["batch_size"] if kept else size}
+            ),
+            epochs=self._total_epochs,
+            seed=seed,
+            network=self._start(),
+        )
+        if kept is not None:
+            self._trainer.load_state_dict(kept["state"])
+        self._reports = self._trained(self._trainer, kept)
+        return self._trainer.epochs_done
+
+    def next_epoch(self) -> dict[str, Any]:
+        """What an epoch tells, as Tune hears it. Raises what training raises."""
         assert self._trainer is not None
+        report = next(self._reports)
         result = report.as_dict() | {
             "device": self._device_name(),
             "batch_size": self._trainer.recipe.batch_size,
@@ -132,57 +153,36 @@ class ProbeTrial(tune.Trainable):
         }
         if result["done"] and self._students is not None:
             result["test_accuracy"] = self._trainer.test_accuracy()
-            self._keep(self._trainer, report)
+            if parallel.rank() == 0:
+                self._keep(self._trainer, report)
         return result
 
-    def _next_epoch(self) -> EpochReport:
-        """Raises what training raises. What is too much for the memory is tried once more, from the
-        beginning and with half the batch."""
-        whole = self._student.recipe.batch_size
-        if self._trainer is None:
-            self._begin(whole)
-        try:
-            return next(self._reports)
-        except torch.OutOfMemoryError:
-            if self._trainer is None or self._trainer.recipe.batch_size < whole or whole < 4:
-                raise
-        self._forget_trainer()  # here the exception no longer holds on to its frames
-        self._checkpoint().unlink(missing_ok=True)
-        self._begin(whole // 2)
-        return next(self._reports)
-
-    def _begin(self, batch_size: int) -> None:
-        """Makes the trainer, or the one that a checkpoint left off with."""
-        kept = self._kept()
-        size = kept["batch_size"] if kept else batch_size
-        trainer = StudentTrainer(
-            teacher=self._teacher,
-            splits=self._splits,
-            policy=self._policy(),
-            quantization=self._student.quantization,
-            recipe=self._student.recipe.model_copy(update={"batch_size": size}),
-            epochs=self._total_epochs,
-            seed=self.config["seed"],
-            network=self._start(),
-        )
-        self._trainer, self._reports = trainer, self._trained(trainer, kept)
+    def forget(self) -> None:
+        """Lets go of the student."""
+        self._trainer, self._reports = None, iter(())
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _trained(
         self, trainer: StudentTrainer, kept: dict[str, Any] | None
     ) -> Iterator[EpochReport]:
         if kept is not None:
-            trainer.load_state_dict(kept["state"])
             yield EpochReport(**kept["report"])
         for report in trainer.epochs():
-            content = {
-                "origin": self._origin,
-                "batch_size": trainer.recipe.batch_size,
-                "report": report.as_dict(),
-                "state": trainer.state_dict(),
-            }
-            with atomic_write(self._checkpoint()) as temporary:
-                torch.save(content, temporary)
+            if parallel.rank() == 0:
+                self._save(trainer, report)
             yield report
+
+    def _save(self, trainer: StudentTrainer, report: EpochReport) -> None:
+        content = {
+            "origin": self._origin,
+            "batch_size": trainer.recipe.batch_size,
+            "report": report.as_dict(),
+            "state": trainer.state_dict(),
+        }
+        with atomic_write(self._checkpoint()) as temporary:
+            torch.save(content, temporary)
 
     def _kept(self) -> dict[str, Any] | None:
         """The checkpoint of this very student, where there is one."""
@@ -192,24 +192,11 @@ class ProbeTrial(tune.Trainable):
         return kept if kept["origin"] == self._origin else None
 
     def _checkpoint(self) -> Path:
-        return checkpoint(
-            self._checkpoints, self._policy(), self.config["seed"], self._total_epochs
-        )
-
-    def _policy(self) -> Policy:
-        return policy_from_json(self.config["policy"])
-
-    def _forget_trainer(self) -> None:
-        self._trainer, self._reports = None, iter(())
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        return checkpoint(self._checkpoints, self._policy, self._seed, self._total_epochs)
 
     def _keep(self, trainer: StudentTrainer, report: EpochReport) -> None:
         assert self._students is not None
-        name = (
-            f"{self._policy().identity}-{self.config['seed']}-{self._total_epochs}-{self._images}"
-        )
+        name = f"{self._policy.identity}-{self._seed}-{self._kind}"
         content = {
             "student": {name: value.cpu() for name, value in trainer.outcome.state_dict().items()},
             "validation_accuracy": report.validation_accuracy,
@@ -220,11 +207,6 @@ class ProbeTrial(tune.Trainable):
     def _device_name(self) -> str:
         return torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
 
-    # Tune asks for checkpoints of its own at times; there is nothing that ours do not hold.
-    def save_checkpoint(self, checkpoint_dir: str) -> None: ...
-
-    def load_checkpoint(self, checkpoint_dir: str) -> None: ...  # type: ignore[override]
-
     def _start(self) -> nn.Module | None:
         """The network to quantize; None is the teacher."""
         network, classes = self._student.network, self._splits.num_classes
@@ -232,8 +214,61 @@ class ProbeTrial(tune.Trainable):
             return None
         if self._weights is not None:
             return network_from_arrays(self._weights, network, classes).to(self._device)
-        fresh = build_network(network.name, classes, width=network.width, seed=self.config["seed"])
+        fresh = build_network(network.name, classes, width=network.width, seed=self._seed)
         return fresh.to(self._device)
+
+
+class ProbeTrial(tune.Trainable):
+    """Distils a student for `epochs` epochs under the policy in its config, a report per epoch;
+    where there is a folder for `students`, this is promotion.
+
+    The config holds `policy` (JSON), `seed`, `cpus` and `gpus`. What would repeat itself, a
+    diverging loss for example, is a result with `failure` set and no figures; only what befalls the
+    worker from outside is left to Tune, which retries it.
+    """
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
+    ) -> None:
+        device = "cuda" if config["gpus"] > 0 else "cpu"
+        self._student = Distillation(shared, epochs, students, cpus=config["cpus"], device=device)
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
+        return PlacementGroupFactory([{"CPU": config["cpus"], "GPU": config["gpus"]}])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        # Anything but True loses a slot of the concurrency limit for good, so nothing here may
+        # fail: the next student is made in `step`.
+        self.config = new_config
+        self._student.forget()
+        return True
+
+    def step(self) -> dict[str, Any]:
+        try:
+            return self._next_epoch()
+        except Exception as error:
+            return failed(reason(error))
+
+    def _next_epoch(self) -> dict[str, Any]:
+        """Raises what training raises. What is too much for the memory is tried once more, from the
+        beginning and with half the batch."""
+        student, policy = self._student, policy_from_json(self.config["policy"])
+        if not student.begun:
+            student.begin(policy, self.config["seed"])
+        try:
+            return student.next_epoch()
+        except torch.OutOfMemoryError:
+            if not student.whole_batch:
+                raise
+        student.forget()  # here the exception no longer holds on to its frames
+        student.begin(policy, self.config["seed"], halved=True)
+        return student.next_epoch()
+
+    # Tune asks for checkpoints of its own at times; there is nothing that ours do not hold.
+    def save_checkpoint(self, checkpoint_dir: str) -> None: ...
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None: ...  # type: ignore[override]
 
     def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
         return f"Student({policy_from_json(self.config['policy'])})"
@@ -242,6 +277,13 @@ class ProbeTrial(tune.Trainable):
 def checkpoint(folder: Path, policy: Policy, seed: int, epochs: int) -> Path:
     """Where a student that is being trained is kept, in the folder of all of them."""
     return folder / f"{policy.identity}-{seed}-{epochs}.pt"
+
+
+def reason(error: Exception) -> str:
+    """What made a student fail, which would make it fail again: training that went wrong, or, with
+    its place, a mistake in a network or loss of a user's or in our code."""
+    said = f"{type(error).__name__}: {error}"
+    return said if isinstance(error, DivergedError | UserError) else f"{said} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from search.cluster import concurrent_trials
 from search.config import ClusterConfig
+from search.data_parallel import JointTrial, WorkersLostError
 from search.ledger import LOST, Ledger, Trial, outcome
 from search.results import FAILED, STOPPED
 from search.trainable import ProbeTrial, Shared
@@ -56,7 +57,7 @@ class Sitting:
         if "epoch" in figures:
             told = {
                 "seconds": result["time_this_iter_s"],
-                "node": result["hostname"],
+                "node": result.get("node", result["hostname"]),
                 "device": result["device"],
                 "batch_size": result["batch_size"],
             }
@@ -116,11 +117,10 @@ def run_trials(
     Interrupted where a signal asked to stop, and OSError where the ledger could not be written.
     """
     sitting.left.extend(unfinished)
+    kind = ProbeTrial if shared.workers == 1 else JointTrial
     # Every trial asks for the same resources: Tune caches actors per request.
     resources = {"cpus": cluster.cpus_per_trial, "gpus": cluster.gpus_per_trial}
-    trainable = tune.with_parameters(
-        ProbeTrial, shared=shared, epochs=sitting.epochs, students=students
-    )
+    trainable = tune.with_parameters(kind, shared=shared, epochs=sitting.epochs, students=students)
     with gently(sitting):
         while True:
             tune.run(
@@ -133,7 +133,7 @@ def run_trials(
                 scheduler=scheduler or FIFOScheduler(),
                 stop=_Stopper(sitting),
                 callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
-                max_concurrent_trials=concurrent_trials(cluster),
+                max_concurrent_trials=max(concurrent_trials(cluster) // shared.workers, 1),
                 max_failures=RETRIES,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 reuse_actors=True,
@@ -238,7 +238,8 @@ class _Stopper(tune.Stopper):
 def _reason(trial: Any) -> str:
     """The last line of what made Tune give a trial up."""
     told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-    if not told or "ActorDiedError" in told or "The actor died" in told:
+    signs = ("ActorDiedError", "The actor died", WorkersLostError.__name__)
+    if not told or any(sign in told for sign in signs):
         return f"{LOST} {max(trial.num_failures, 1)} times"
     return told.strip().splitlines()[-1]
 
