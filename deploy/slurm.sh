@@ -54,6 +54,7 @@ head=$!
 
 workers=$((SLURM_JOB_NUM_NODES - 1))
 if ((workers > 0)); then
+    # shellcheck disable=SC2016  # expanded on the workers
     "${step[@]}" --nodes=$workers --ntasks=$workers --exclude="$node" \
         bash -c 'until ray start --address="$0" --block "$@"; do sleep 2; done' \
         "$address:$port" --dashboard-agent-listen-port=$((port + 2)) \
@@ -61,7 +62,8 @@ if ((workers > 0)); then
 fi
 
 # The head answers when it is there; every worker that is not there by then joins later.
-until ray status --address="$address:$port" > /dev/null 2>&1; do
+export RAY_ADDRESS=$address:$port # which cluster.address=auto means
+until ray status > /dev/null 2>&1; do
     kill -0 $head 2> /dev/null || { echo "Ray's head did not start" >&2; exit 1; }
     sleep 2
 done
@@ -71,7 +73,7 @@ echo "head $node, Ray $address:$port, dashboard port $((port + 1)), metrics port
 if [[ -e $run/config.yaml ]]; then
     augury resume "$run" &
 else
-    augury search "$config" --run "$run" --set cluster.address="$address:$port" "$@" &
+    augury search "$config" --run "$run" --set cluster.address=auto "$@" &
 fi
 search=$!
 stopping=
