@@ -39,7 +39,7 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
 trap 'rm -f "$token"' EXIT
 
 node=$(hostname)                 # a batch script runs on the first node of its job: the head
-address=$(hostname --ip-address | cut --delimiter=' ' --fields=1)
+address=$(hostname --all-ip-addresses | cut --delimiter=' ' --fields=1)
 resources=(--num-cpus="${SLURM_CPUS_PER_TASK:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}")
 step=(srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0)
 
