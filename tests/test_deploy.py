@@ -122,7 +122,6 @@ def test_a_shell_understands_it(name):
     script = scripts()[name]
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     if checker := shutil.which("shellcheck"):
-        # A tilde in double quotes, say. That $HOME and the like come from elsewhere is meant.
         subprocess.run([checker, "--shell=bash", "-"], input=script, text=True, check=True)
 
 
