@@ -133,7 +133,7 @@ class Stages:
             bear = f"to bear that, raise {share_in}, and go on with: {again}"
             raise SearchFailedError(
                 f"the search stopped: of its probes {in_common(probes)}",
-                self._advice(probes) if every else bear,
+                (self._advice(probes) or f"go on with: {again}") if every else bear,
             )
 
     def _advice(self, failed: Sequence[Trial]) -> str | None:
