@@ -1,7 +1,6 @@
 """The stages of a search: probes, promotion, verdict; its table, which is written as they go on."""
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from search.results import (
 )
 from search.run_folder import RunFolder, write_text
 from search.table import to_table, write_parquet
-from search.trainable import Shared, checkpoint
+from search.trainable import Shared, checkpoint_name
 from search.verdict import Candidate, Verdict, decide
 from search.warm_start import WarmStart
 from spaces import PolicySpace
@@ -115,7 +114,8 @@ class Stages:
         if too_many(probes, share) or all(row.status == FAILED for row in rows):
             said = f"the search stopped: of its probes {in_common(probes)}"
             if too_many(probes, share):
-                said += f"; to bear that, raise search.max_failed_share in {self._folder.config}"
+                said += "; to bear that, raise search.max_failed_share in "
+                said += self._folder.named(self._folder.config)
             raise SearchFailedError(said)
 
     def _finish(self, rows: Sequence[Row], verdict: Verdict) -> None:
@@ -123,9 +123,10 @@ class Stages:
         found = json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False)
         write_text(self._folder.verdict, found + "\n")
         verdict.winner.policy.save(self._folder.best_policy)
+        self._folder.publish(self._folder.verdict, self._folder.best_policy)
         self._write(rows, verdict)
         if all(trial.status for trial in self._ledger.trials.values()):
-            shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
+            self._folder.drop_checkpoints()
 
     def _stage(self, text: str, trials: int, figure: str, mode: str, done: Sequence[Trial]) -> None:
         self._listen.stage(text, trials, figure, mode)
@@ -153,8 +154,7 @@ class Stages:
             if trial.stage == "probe"
             else self._config.promotion.epochs
         )
-        left = checkpoint(self._folder.checkpoints, trial.policy, trial.seed, epochs)
-        left.unlink(missing_ok=True)
+        self._folder.drop_checkpoint(checkpoint_name(trial.policy, trial.seed, epochs))
         self._listen.trial_ended(trial.row())
 
     def _write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
@@ -163,6 +163,7 @@ class Stages:
             metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
         table = to_table(rows, self._config.search.directions, metadata)
         write_parquet(table, self._folder.policies)
+        self._folder.publish(self._folder.policies)
 
 
 def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:

@@ -39,11 +39,14 @@ T = TypeVar("T")
 
 
 class StorageError(OSError):
-    """An address cannot be read or written; `reason` says why and leaves the address out."""
+    """The address `where` cannot be read or written, for a `reason`."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f"{where}: {reason}")
-        self.reason = reason
+        self.where, self.reason = where, reason
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[str, str]]:
+        return StorageError, (self.where, self.reason)
 
 
 class Store:
@@ -75,13 +78,14 @@ class Store:
         filesystem, path = connect(self.address)
         return filesystem, f"{path.rstrip('/')}/{self.below}".rstrip("/")
 
-    def listing(self, below: str = "") -> dict[str, FileInfo]:
-        """What pyarrow tells of every file, by name; empty where there is nothing."""
+    def listing(self, below: str = "", *, deep: bool = True) -> dict[str, FileInfo]:
+        """What pyarrow tells of every file below, or right below, by name; empty where there is
+        none."""
 
         def listed(filesystem: FileSystem, path: str) -> dict[str, FileInfo]:
             under = _joined(path, below)
             found = filesystem.get_file_info(
-                FileSelector(under, recursive=True, allow_not_found=True)
+                FileSelector(under, recursive=deep, allow_not_found=True)
             )
             return {i.path[len(path) + 1 :]: i for i in found if i.type == FileType.File}
 
@@ -116,7 +120,9 @@ class Store:
         """A copy of what is there to `file`."""
         here = LocalFileSystem()
         with atomic_write(file) as temporary:
-            self._try(lambda there, path: copy_files(_joined(path, name), str(temporary), there, here))
+            self._try(
+                lambda there, path: copy_files(_joined(path, name), str(temporary), there, here)
+            )
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -215,7 +221,9 @@ def connect(address: str) -> tuple[FileSystem, str]:
         return _s3(dict(parse_qsl(parts.query))), parts.netloc + unquote(parts.path)
     if parts.scheme in ("gs", "gcs"):
         limited = f"{'&' if parts.query else '?'}retry_limit_seconds={SECONDS_TO_ANSWER}"
-        return FileSystem.from_uri(address if "retry_limit_seconds" in address else address + limited)
+        return FileSystem.from_uri(
+            address if "retry_limit_seconds" in address else address + limited
+        )
     filesystem, path = url_to_fs(address)
     return PyFileSystem(FSSpecHandler(filesystem)), path
 

@@ -18,8 +18,8 @@ from ray.tune import PlacementGroupFactory
 from torch import nn
 
 from search.config import SearchConfig, StudentConfig
+from search.storage import StorageError, Store, reached
 from spaces import Policy
-from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
 from trainers.datasets import ImageSplits
@@ -39,7 +39,7 @@ class Shared:
     teacher_recipe: TeacherRecipe
     student: StudentConfig
     student_weights: ray.ObjectRef[dict[str, np.ndarray]] | None
-    checkpoints: Path  # the folder of the checkpoints, which all nodes share
+    checkpoints: Path | Store  # where the checkpoints are, for every node
     origin: str  # a hash of all that makes a student, but for its policy, seed and epochs
     images: Literal["student", "train"] = "student"  # the part of the data that students learn from
 
@@ -51,7 +51,7 @@ class Shared:
         teacher: nn.Module,
         start: nn.Module | None = None,
         *,
-        checkpoints: Path,
+        checkpoints: Path | Store,
     ) -> "Shared":
         """Numpy rather than tensors: those are copied out of the store, arrays are mapped.
 
@@ -75,7 +75,7 @@ class Shared:
 class ProbeTrial(tune.Trainable):
     """Distils a student for `epochs` epochs under the policy in its config, a report per epoch.
 
-    Where there is a folder for `students`, this is promotion: the last report has the test accuracy
+    Where there is a place for `students`, this is promotion: the last report has the test accuracy
     too, and the student is kept there as IDENTITY-SEED-EPOCHS-IMAGES.pt.
 
     After every epoch there is a checkpoint, from which whoever trains the same student goes on: the
@@ -88,7 +88,12 @@ class ProbeTrial(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
+        self,
+        config: dict[str, Any],
+        *,
+        shared: Shared,
+        epochs: int,
+        students: Path | Store | None = None,
     ) -> None:
         torch.set_num_threads(max(int(config["cpus"]), 1))
         self._device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
@@ -101,8 +106,9 @@ class ProbeTrial(tune.Trainable):
             self._splits = replace(self._splits, student=self._splits.train)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
-        self._student, self._total_epochs, self._students = shared.student, epochs, students
-        self._checkpoints, self._origin = shared.checkpoints, shared.origin
+        self._student, self._total_epochs = shared.student, epochs
+        self._students = None if students is None else reached(students)
+        self._checkpoints, self._origin = reached(shared.checkpoints), shared.origin
         self._trainer: StudentTrainer | None = None
         self._reports: Iterator[EpochReport] = iter(())
 
@@ -120,6 +126,8 @@ class ProbeTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             report = self._next_epoch()
+        except StorageError:  # nothing that the student could help
+            raise
         except (DivergedError, UserError) as error:
             return failed(f"{type(error).__name__}: {error}")
         except Exception as error:  # of a user's own network or loss, or our bug: not to be retried
@@ -147,7 +155,7 @@ class ProbeTrial(tune.Trainable):
             if self._trainer is None or self._trainer.recipe.batch_size < whole or whole < 4:
                 raise
         self._forget_trainer()  # here the exception no longer holds on to its frames
-        self._checkpoint().unlink(missing_ok=True)
+        self._checkpoints.remove(self._checkpoint())
         self._begin(whole // 2)
         return next(self._reports)
 
@@ -180,21 +188,21 @@ class ProbeTrial(tune.Trainable):
                 "report": report.as_dict(),
                 "state": trainer.state_dict(),
             }
-            with atomic_write(self._checkpoint()) as temporary:
+            with self._checkpoints.writing(self._checkpoint()) as temporary:
                 torch.save(content, temporary)
             yield report
 
     def _kept(self) -> dict[str, Any] | None:
         """The checkpoint of this very student, where there is one."""
-        if not self._checkpoint().exists():
+        file = self._checkpoints.reading(self._checkpoint())
+        if file is None:
             return None
-        kept = torch.load(self._checkpoint(), weights_only=True, map_location=self._device)
+        with file:
+            kept = torch.load(file, weights_only=True, map_location=self._device)
         return kept if kept["origin"] == self._origin else None
 
-    def _checkpoint(self) -> Path:
-        return checkpoint(
-            self._checkpoints, self._policy(), self.config["seed"], self._total_epochs
-        )
+    def _checkpoint(self) -> str:
+        return checkpoint_name(self._policy(), self.config["seed"], self._total_epochs)
 
     def _policy(self) -> Policy:
         return policy_from_json(self.config["policy"])
@@ -214,7 +222,7 @@ class ProbeTrial(tune.Trainable):
             "student": {name: value.cpu() for name, value in trainer.outcome.state_dict().items()},
             "validation_accuracy": report.validation_accuracy,
         }
-        with atomic_write(self._students / f"{name}.pt") as temporary:
+        with self._students.writing(f"{name}.pt") as temporary:
             torch.save(content, temporary)
 
     def _device_name(self) -> str:
@@ -239,9 +247,9 @@ class ProbeTrial(tune.Trainable):
         return f"Student({policy_from_json(self.config['policy'])})"
 
 
-def checkpoint(folder: Path, policy: Policy, seed: int, epochs: int) -> Path:
-    """Where a student that is being trained is kept, in the folder of all of them."""
-    return folder / f"{policy.identity}-{seed}-{epochs}.pt"
+def checkpoint_name(policy: Policy, seed: int, epochs: int) -> str:
+    """The file in which a student that is being trained is kept."""
+    return f"{policy.identity}-{seed}-{epochs}.pt"
 
 
 def _place(error: Exception) -> str:
