@@ -49,7 +49,7 @@ class RemoteRun(RunFolder):
         self._sitting, self._lines = 0, 0
 
     def __str__(self) -> str:
-        return str(self.store)
+        return self.store.address  # with its options, since commands are shown with it
 
     def named(self, path: Path) -> str:
         return str(self.store.at(self._name(path)))

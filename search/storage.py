@@ -119,10 +119,8 @@ class Store:
     def bring(self, name: str, file: Path) -> None:
         """A copy of what is there to `file`."""
         here = LocalFileSystem()
-        with atomic_write(file) as temporary:
-            self._try(
-                lambda there, path: copy_files(_joined(path, name), str(temporary), there, here)
-            )
+        with atomic_write(file) as copy:
+            self._try(lambda there, path: copy_files(_joined(path, name), str(copy), there, here))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -215,15 +213,14 @@ def reached(place: Path | Store) -> Folder | Store:
 def connect(address: str) -> tuple[FileSystem, str]:
     """The file system that an address belongs to, and the path there; raises what that raises."""
     parts = urlsplit(address)
-    if not parts.netloc:
+    if parts.scheme in ("s3", "gs", "gcs") and not parts.netloc:
         raise ValueError("it names no bucket")
     if parts.scheme == "s3":
         return _s3(dict(parse_qsl(parts.query))), parts.netloc + unquote(parts.path)
     if parts.scheme in ("gs", "gcs"):
-        limited = f"{'&' if parts.query else '?'}retry_limit_seconds={SECONDS_TO_ANSWER}"
-        return FileSystem.from_uri(
-            address if "retry_limit_seconds" in address else address + limited
-        )
+        if "retry_limit_seconds" not in parts.query:
+            address += f"{'&' if parts.query else '?'}retry_limit_seconds={SECONDS_TO_ANSWER}"
+        return FileSystem.from_uri(address)
     filesystem, path = url_to_fs(address)
     return PyFileSystem(FSSpecHandler(filesystem)), path
 

@@ -9,7 +9,7 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from object_store import KEY, SECRET, Objects, served
+from object_store import CREDENTIALS, KEY, SECRET, Objects, served
 
 from search.destinations import export
 from search.results import FINISHED, FullLength, Row
@@ -20,9 +20,10 @@ from spaces import UserError, scheme
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[Objects]:
     """The objects by their path; the environment has the address and the credentials."""
-    with served() as (objects, environment):
-        for name, value in environment.items():
+    with served() as objects:
+        for name, value in CREDENTIALS.items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{objects.host}")
         yield objects
 
 
