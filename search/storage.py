@@ -60,7 +60,7 @@ class Store:
     def __init__(self, address: str, below: str = "") -> None:
         _require_no_credentials(address)
         self.address, self.below = address, below
-        self._answered = False  # the last time
+        self._answered: set[str] = set()  # reading, writing, since it was last given up
 
     def __reduce__(self) -> tuple[type["Store"], tuple[str, str]]:
         return Store, (self.address, self.below)
@@ -89,7 +89,7 @@ class Store:
             )
             return {i.path[len(path) + 1 :]: i for i in found if i.type == FileType.File}
 
-        return self._try(listed)
+        return self._try("reading", listed)
 
     def get(self, name: str) -> bytes | None:
         """None where there is no such file."""
@@ -101,7 +101,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return self._try(read)
+        return self._try("reading", read)
 
     def put(self, name: str, content: bytes) -> None:
         def write(filesystem: FileSystem, path: str) -> None:
@@ -109,18 +109,23 @@ class Store:
             with filesystem.open_output_stream(_joined(path, name)) as stream:
                 stream.write(content)
 
-        self._try(write)
+        self._try("writing", write)
 
     def send(self, file: Path, name: str) -> None:
         """A copy of `file`, which need not fit into memory."""
         here = LocalFileSystem()
-        self._try(lambda there, path: copy_files(str(file), _joined(path, name), here, there))
+        self._try(
+            "writing", lambda there, path: copy_files(str(file), _joined(path, name), here, there)
+        )
 
     def bring(self, name: str, file: Path) -> None:
         """A copy of what is there to `file`."""
         here = LocalFileSystem()
         with atomic_write(file) as copy:
-            self._try(lambda there, path: copy_files(_joined(path, name), str(copy), there, here))
+            self._try(
+                "reading",
+                lambda there, path: copy_files(_joined(path, name), str(copy), there, here),
+            )
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
@@ -142,7 +147,7 @@ class Store:
             with suppress(FileNotFoundError):
                 filesystem.delete_file(_joined(path, name))
 
-        self._try(delete)
+        self._try("writing", delete)
 
     def remove_all(self, below: str) -> None:
         """Every file below, where there is any."""
@@ -151,7 +156,7 @@ class Store:
             with suppress(FileNotFoundError):
                 filesystem.delete_dir(_joined(path, below))
 
-        self._try(delete)
+        self._try("writing", delete)
 
     def require_access(self, name: str) -> None:
         """Raises StorageError unless a file `name` can be written, listed, read and removed."""
@@ -160,20 +165,20 @@ class Store:
             raise StorageError(str(self), "it does not show what was just written")
         self.remove(name)
 
-    def _try(self, action: Callable[[FileSystem, str], T]) -> T:
-        until = time.monotonic() + (PATIENCE if self._answered else 0)
+    def _try(self, doing: str, action: Callable[[FileSystem, str], T]) -> T:
+        until = time.monotonic() + (PATIENCE if doing in self._answered else 0)
         pause = 1.0
         while True:
             try:
                 done = action(*self._reached)
             except Exception as error:  # every store has errors of its own
-                self._answered = self._answered and time.monotonic() + pause < until
-                if not self._answered:
+                if time.monotonic() + pause > until:
+                    self._answered.clear()
                     raise StorageError(str(self), _first_line(error)) from None
                 time.sleep(pause)
                 pause *= 2
             else:
-                self._answered = True
+                self._answered.add(doing)
                 return done
 
 

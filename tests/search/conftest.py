@@ -14,7 +14,8 @@ from object_store import CREDENTIALS
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster of two CPUs; teachers are cached in a folder of the module's own.
 
-    Its workers can import what lies in tests/fixtures, object_store too, and have its credentials."""
+    Its workers can import what lies in tests/fixtures, and have the credentials of its S3 server.
+    """
     patch = pytest.MonkeyPatch()
     fixtures = str(Path(__file__).parent.parent / "fixtures")
     patch.syspath_prepend(fixtures)

@@ -76,6 +76,12 @@ def test_to_s3_with_credentials_from_the_environment(table, bucket, monkeypatch)
     assert len(bucket) == 1
 
 
+def test_credentials_in_an_address_are_refused_and_not_shown(table):
+    with pytest.raises(UserError, match=r"^s3://\.\.\.: keep credentials out") as refused:
+        export(table, f"s3://bucket/p.csv?access_key={KEY}&secret_key={SECRET}")
+    assert SECRET not in str(refused.value)
+
+
 def test_to_an_address_of_fsspec(table):
     export(table, "memory://folder/p.parquet")
     with fsspec.open("memory://folder/p.parquet") as file:

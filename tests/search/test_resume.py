@@ -1,29 +1,33 @@
 """A search that is killed, gone on with, extended or refused, on a real Ray cluster."""
 
 import json
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from object_store import served
 from ray import tune
 
 from search.config import load_config
 from search.ledger import opened
 from search.progress import Silence
 from search.proposals import Proposals
-from search.results import FINISHED
+from search.results import FINISHED, Row
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
 from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
+from search.trials import Interrupted
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, UserError, scheme
 from trainers.datasets import load_splits
@@ -60,13 +64,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     return run_search(SERIAL, RunFolder(tmp_path_factory.mktemp("runs") / "whole"), Silence())
 
 
-def killed_when(said: str, folder: Path, *words: str) -> None:
-    """Runs `augury` in a process of its own and kills it once the ledger has a line with `said`."""
+def killed_when(happened: Callable[[], bool], folder: Path, *words: str) -> None:
+    """Runs `augury` in a process of its own and kills it once something has happened."""
     command = [Path(sys.executable).parent / "augury", *words]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            ledger = folder / "run" / "trials.jsonl"
-            if ledger.exists() and said in ledger.read_text():
+            if happened():
                 process.kill()
             time.sleep(0.01)
     assert process.returncode == -signal.SIGKILL
@@ -78,7 +81,8 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     config = SERIAL.model_copy(update={"search": seven})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     words = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
-    killed_when('"epoch", "trial": "00004"', tmp_path, *words)
+    ledger, line = tmp_path / "run" / "trials.jsonl", '"epoch", "trial": "00004"'
+    killed_when(lambda: ledger.exists() and line in ledger.read_text(), tmp_path, *words)
     folder = RunFolder.open(tmp_path / "run")
     with opened(folder.ledger) as ledger:
         assert [t.id for t in ledger.trials.values() if not t.status] == ["00004"]
@@ -105,6 +109,56 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     assert began == len(more.candidates)  # the second seed of each; the first was there
     assert {len(candidate.runs) for candidate in more.candidates} == {2}
     assert load_config(folder.config).promotion.seeds == 2
+
+
+def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(whole):
+    class Stopping(Silence):
+        def trial_ended(self, row: Row) -> None:
+            if row.trial_id == "00003":
+                signal.raise_signal(signal.SIGINT)
+
+    with served() as bucket:
+        address = bucket.address("runs/x")
+        with pytest.raises(Interrupted):
+            run_search(SERIAL, RunFolder.at(address), Stopping())
+        folder = RunFolder.open(address)
+        again = resume_search(folder, Silence())
+        assert rows(folder) == rows(whole.folder)
+        assert again.verdict == whole.verdict
+        assert rows(RunFolder.open(address)) == rows(whole.folder)
+        kept = RunFolder.open(address).kept_students("*.pt")
+        assert [s.name for s in kept] == [s.name for s in whole.folder.kept_students("*.pt")]
+        assert not [path for path in bucket if "/checkpoints/" in path or "/drivers/" in path]
+
+
+@pytest.mark.slow
+def test_killed_at_an_address_and_gone_on_with_from_another_machine(cluster, whole, tmp_path):
+    (tmp_path / "config.yaml").write_text(SERIAL.to_yaml())
+    with served() as bucket:
+        address, line = bucket.address("runs/x"), b'"epoch", "trial": "00004"'
+        words = ["search", "config.yaml", "--run", address]
+        words += ["--set", f"cluster.address={cluster}"]
+        killed_when(lambda: any(line in found for found in [*bucket.values()]), tmp_path, *words)
+        (tmp_path / "empty").mkdir()
+        elsewhere = {"AUGURY_CACHE": str(tmp_path / "empty"), "TMPDIR": str(tmp_path / "empty")}
+        done = subprocess.run(
+            [Path(sys.executable).parent / "augury", "resume", address],
+            cwd=tmp_path / "empty",
+            env=os.environ | elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "waiting for a sign of life" in done.stderr
+        assert "runs/x/best_policy.json" in done.stdout
+        assert list((tmp_path / "empty").iterdir()) == []
+        folder = RunFolder.open(address)
+        assert rows(folder) == rows(whole.folder)
+        folder.refresh()
+        records = [json.loads(line) for line in folder.ledger.read_text().splitlines()]
+        began = [record["trial"] for record in records if record["event"] == "began"]
+        assert [trial for trial in set(began) if began.count(trial) > 1] == ["00004"]
 
 
 def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):
