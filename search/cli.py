@@ -210,8 +210,12 @@ def export(
     from search.destinations import export as write
     from search.run_folder import RunFolder
     from search.table import read_parquet
+    from spaces.errors import UserError
 
-    table = read_parquet(RunFolder.open(run).policies)
+    folder = RunFolder.open(run)
+    if not folder.policies.exists():
+        raise UserError(f"{folder.named(folder.policies)}: there is no table yet")
+    table = read_parquet(folder.policies)
     write(table, to)
     print(f"{table.num_rows} policies in {to}")
 
