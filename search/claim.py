@@ -98,7 +98,8 @@ class Claim:
             try:
                 self._wait_for_others(note)
             except BaseException:
-                self._store.remove(self._name)
+                with suppress(StorageError):
+                    self._store.remove(self._name)
                 raise
         except StorageError as error:
             raise UserError(f"{error.where}: cannot be used: {error.reason}") from None

@@ -158,13 +158,6 @@ class Store:
 
         self._try("writing", delete)
 
-    def require_access(self, name: str) -> None:
-        """Raises StorageError unless a file `name` can be written, listed, read and removed."""
-        self.put(name, b"seen")
-        if self.get(name) != b"seen" or name not in self.listing(name.rpartition("/")[0]):
-            raise StorageError(str(self), "it does not show what was just written")
-        self.remove(name)
-
     def _try(self, doing: str, action: Callable[[FileSystem, str], T]) -> T:
         until = time.monotonic() + (PATIENCE if doing in self._answered else 0)
         pause = 1.0
