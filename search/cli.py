@@ -50,7 +50,8 @@ def search(
     config: Config = None,
     overrides: Overrides = None,
     run: Annotated[
-        Path | None, typer.Option(help="Folder of the run, new; default runs/DATA-DATE-TIME.")
+        str | None,
+        typer.Option(help="New folder or address (s3://...) of the run; default runs/DATA-TIME."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -66,7 +67,7 @@ def search(
 
     settings = load_config(config, overrides or ())
     name = f"{settings.data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = RunFolder(run or Path("runs") / name)
+    folder = RunFolder.at(run or Path("runs") / name)
     folder.require_new()
 
     from search.run import run_search
@@ -76,7 +77,7 @@ def search(
 
 @app.command()
 def resume(
-    run: Annotated[Path, typer.Argument(help="Folder of a search that was stopped, or finished.")],
+    run: Annotated[str, typer.Argument(help="Run that was stopped, or finished.")],
     trials: Annotated[
         int | None, typer.Option(min=1, help="Probes in all, to go on with a finished search.")
     ] = None,
@@ -100,7 +101,7 @@ def resume(
 
 @app.command()
 def promote(
-    run: Annotated[Path, typer.Argument(help="Folder of a search with probes.")],
+    run: Annotated[str, typer.Argument(help="Run with probes.")],
     top: Annotated[int | None, typer.Option(min=1, help="Best policies, beside controls.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Students of each.")] = None,
     as_json: Json = False,
@@ -137,12 +138,14 @@ def _searched(
     from search.stages import SearchFailedError
     from search.table import read_parquet
 
-    how = f"go on with: augury {go_on} {shlex.quote(str(folder.path))}"
+    how = f"go on with: augury {go_on} {shlex.quote(str(folder))}"
     try:
         with progress(quiet=quiet) as listen:
             result = go(listen)
     except SearchFailedError as error:
-        _complain(f"{error}; what was found is in {folder.policies}; {error.advice or how}")
+        _complain(
+            f"{error}; what was found is in {folder.named(folder.policies)}; {error.advice or how}"
+        )
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         _complain(f"stopped; {how}" if folder.marker.exists() else "stopped")
@@ -150,7 +153,7 @@ def _searched(
     if as_json:
         rows = read_parquet(folder.policies).to_pylist()
         verdict = result.verdict.as_dict()
-        print_json({"run": str(folder.path), "verdict": verdict, "policies": rows})
+        print_json({"run": str(folder), "verdict": verdict, "policies": rows})
     else:
         print_result(result, load_config(folder.config))
 
@@ -196,7 +199,7 @@ def score(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[str, typer.Argument(help="Folder or address of a run.")],
     to: Annotated[
         str, typer.Option(help="File or address (s3://...) to write: .parquet, .csv or .json.")
     ],
@@ -209,8 +212,12 @@ def export(
     from search.destinations import export as write
     from search.run_folder import RunFolder
     from search.table import read_parquet
+    from spaces.errors import UserError
 
-    table = read_parquet(RunFolder.open(run).policies)
+    folder = RunFolder.open(run)
+    if not folder.policies.exists():
+        raise UserError(f"{folder.named(folder.policies)}: there is no table yet")
+    table = read_parquet(folder.policies)
     write(table, to)
     print(f"{table.num_rows} policies in {to}")
 

@@ -3,12 +3,12 @@
 import logging
 import math
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 # Read by Ray when it is imported or when a run starts. The new console ignores verbosity; Tune need
@@ -23,6 +23,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import ClusterConfig
+from search.storage import Folder, StorageError, Store, reached
 from spaces.errors import UserError
 
 SECONDS_TO_ANSWER = 10
@@ -118,39 +119,59 @@ def concurrent_trials(config: ClusterConfig) -> int:
     return max(math.floor(fit), 1)
 
 
-def require_storage(folder: Path, students: int, bytes_each: int) -> None:
-    """Raises UserError where `folder` has no room for the checkpoints of that many students, or
-    where a node that may train one cannot read and write it."""
+def require_storage(place: Path | Store, students: int, bytes_each: int) -> None:
+    """Raises UserError where a folder has no room for the checkpoints of that many students, or
+    where a node that may train one cannot read and write the place of the run."""
+    if isinstance(place, Path):
+        _require_room(place, students, bytes_each)
+    files = reached(place)
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in nodes if node["NodeID"] != here]
+    token = f".seen-{secrets.token_hex(4)}"
+    try:
+        with files.writing(token) as temporary:
+            temporary.write_bytes(b"seen")
+        tried = [_on(node["NodeID"]).remote(files, token) for node in others]
+        found = dict(zip([n["NodeManagerAddress"] for n in others], ray.get(tried), strict=True))
+    finally:
+        files.remove(token)
+    for node, reason in found.items():
+        if reason is not None:
+            raise UserError(
+                f"{place}: the node {node} cannot read and write it ({reason}): put the run where "
+                "all nodes can, by --run FOLDER that they share, or --run s3://BUCKET/NAME or "
+                "gs://BUCKET/NAME with credentials on every node"
+            )
+
+
+def _require_room(folder: Path, students: int, bytes_each: int) -> None:
     free, needed = shutil.disk_usage(folder).free, students * bytes_each
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**20:,.0f} MiB are free, the checkpoints of {students} students "
             f"at a time take about {needed / 2**20:,.0f} MiB: make room, or use --run elsewhere"
         )
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
-    here = ray.get_runtime_context().get_node_id()
-    others = [node for node in nodes if node["NodeID"] != here]
-    with NamedTemporaryFile(dir=folder, prefix=".seen-") as token:
-        tried = [_reached_from(node["NodeID"]).remote(token.name) for node in others]
-        found = dict(zip([n["NodeManagerAddress"] for n in others], ray.get(tried), strict=True))
-    for node, reason in found.items():
-        if reason is not None:
-            raise UserError(
-                f"{folder}: the node {node} cannot read and write it ({reason}): put the run on "
-                "storage that all nodes share, by --run"
-            )
 
 
-def _reached_from(node: str) -> Any:
+def _on(node: str) -> Any:
     where = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(_reason).options(num_cpus=0, scheduling_strategy=where)
 
 
-def _reason(token: str) -> str | None:
+def _reason(files: Folder | Store, token: str) -> str | None:
     """Why this node cannot read the file `token` and write beside it; None where it can."""
     try:
-        Path(token).read_bytes()
-        with NamedTemporaryFile(dir=Path(token).parent, prefix=".seen-"):
-            return None
+        file = files.reading(token)
+        if file is None:
+            return "what was written there is not seen"
+        file.close()
+        ours = f"{token}-{secrets.token_hex(4)}"
+        with files.writing(ours) as temporary:
+            temporary.write_bytes(b"seen")
+        files.remove(ours)
+    except StorageError as error:
+        return error.reason
     except OSError as error:
         return error.strerror or str(error)
+    return None

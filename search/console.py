@@ -58,8 +58,9 @@ def print_result(result: "SearchResult", config: "SearchConfig") -> None:
     console.print(
         f"\n[b]Verdict[/b] ({student}): {escape(result.verdict.sentence)}\n", soft_wrap=True
     )
-    console.print(f"ranking      {result.folder.policies}", soft_wrap=True, highlight=False)
-    console.print(f"best policy  {result.folder.best_policy}", soft_wrap=True, highlight=False)
+    folder = result.folder
+    for what, path in (("ranking    ", folder.policies), ("best policy", folder.best_policy)):
+        console.print(f"{what}  {folder.named(path)}", soft_wrap=True, highlight=False)
 
 
 def _cells(row: Row, objective: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import platform
 import time
 import traceback
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.tune import PlacementGroupFactory
 from ray.util.queue import Empty, Queue
 
+from search.storage import StorageError, Store
 from search.trainable import Distillation, Shared, failed, reason
 from spaces.policy import policy_from_json
 from trainers import parallel
@@ -48,7 +50,12 @@ class JointTrial(tune.Trainable):
     and `gpus`, whole ones, are each worker's."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
+        self,
+        config: dict[str, Any],
+        *,
+        shared: Shared,
+        epochs: int,
+        students: Path | Store | None = None,
     ) -> None:
         self._shared, self._epochs, self._students = shared, epochs, students
         self._run: _Run | None = None
@@ -92,6 +99,8 @@ class JointTrial(tune.Trainable):
     def _begun(self, halved: bool) -> "_Run":
         told, heard = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
         cpus, gpus = self.config["cpus"], self.config["gpus"]
+        # For what Ray Train notes, on this node; checkpoints are ours, and lie elsewhere.
+        notes = TemporaryDirectory(prefix="augury-", ignore_cleanup_errors=True)
         trainer = TorchTrainer(
             _train,
             train_loop_config={
@@ -112,11 +121,11 @@ class JointTrial(tune.Trainable):
             ),
             run_config=RunConfig(
                 name=f"ray-train-{uuid4().hex}",  # one that was there would be gone on with
-                storage_path=str(self._shared.checkpoints),
+                storage_path=notes.name,
                 failure_config=FailureConfig(max_failures=0),  # Tune tries again, and tells
             ),
         )
-        run = _Run(trainer, told, heard)
+        run = _Run(trainer, notes, told, heard)
         run.start()
         return run
 
@@ -133,9 +142,11 @@ class _Run(Thread):
     """Workers from their beginning to their end. The first one puts results into `told`, and for
     each but the last it waits until something is put into `heard`."""
 
-    def __init__(self, trainer: TorchTrainer, told: Queue, heard: Queue) -> None:
+    def __init__(
+        self, trainer: TorchTrainer, notes: TemporaryDirectory[str], told: Queue, heard: Queue
+    ) -> None:
         super().__init__(daemon=True)  # an actor that is stopped need not wait for it
-        self._trainer, self._told, self.heard = trainer, told, heard
+        self._trainer, self._notes, self._told, self.heard = trainer, notes, told, heard
         self._error: Exception = WorkersLostError("they left without a word")
 
     def next_result(self) -> dict[str, Any]:
@@ -151,7 +162,8 @@ class _Run(Thread):
 
     def run(self) -> None:
         try:
-            self._trainer.fit()
+            with self._notes:
+                self._trainer.fit()
         except WorkerGroupError as error:
             failures = error.worker_failures.values()
             reasons = [failure for failure in failures if isinstance(failure, StudentFailedError)]
@@ -186,7 +198,7 @@ def _train(config: dict[str, Any]) -> None:
                     config["heard"].get()
             began = time.monotonic()
     except Exception as error:
-        if _of_another(error):
+        if _from_outside(error):
             raise
         too_big = isinstance(error, torch.OutOfMemoryError)
         halve = too_big and student is not None and student.whole_batch
@@ -202,8 +214,10 @@ def _begin_together(student: Distillation, config: dict[str, Any], device: torch
         raise WorkersLostError("the workers found checkpoints of different epochs")
 
 
-def _of_another(error: Exception) -> bool:
-    """Whether `error` is what a worker hears that waits for one who went away."""
+def _from_outside(error: Exception) -> bool:
+    """Whether `error` is no fault of the student: the storage's, or what a worker hears that waits
+    for one who went away."""
     folder = str(Path(torch.distributed.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, WorkersLostError) or any(f.filename.startswith(folder) for f in frames)
+    outside = isinstance(error, WorkersLostError | StorageError)
+    return outside or any(f.filename.startswith(folder) for f in frames)

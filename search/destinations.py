@@ -2,21 +2,18 @@
 
 import io
 import json
-import os
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
-from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
+from search.storage import StorageError, Store
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 
 ENDINGS = (".parquet", ".csv", ".json")
-SECONDS_TO_ANSWER = 5
 
 
 def export(table: pa.Table, to: str) -> None:
@@ -27,19 +24,21 @@ def export(table: pa.Table, to: str) -> None:
     Raises UserError where nothing can be written there.
     """
     parts = urlsplit(to) if "://" in to else None
+    if parts is not None and parts.scheme == "file":
+        to, parts = unquote(parts.path), None
+    destination = Path(to) if parts is None else Store(to)
     ending = Path(parts.path if parts else to).suffix.lower()
     if ending not in ENDINGS:
         raise UserError(f"{to}: export writes .parquet, .csv or .json, got {ending or 'none'!r}")
     content = _content(table, ending)
     try:
-        if parts is None:
-            _write(content, Path(to))
-        elif parts.scheme == "file":
-            _write(content, Path(unquote(parts.path)))
+        if isinstance(destination, Path):
+            _write(content, destination)
         else:
-            _send(content, to)
+            destination.put("", content)
     except OSError as error:
-        raise UserError(f"{to}: cannot be written: {error.strerror or error}") from None
+        reason = error.reason if isinstance(error, StorageError) else error.strerror or error
+        raise UserError(f"{to}: cannot be written: {reason}") from None
 
 
 def _content(table: pa.Table, ending: str) -> bytes:
@@ -60,34 +59,3 @@ def _write(content: bytes, path: Path) -> None:
         raise UserError(f"{path}: there is no folder {path.absolute().parent} to write to")
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-
-
-def _send(content: bytes, address: str) -> None:
-    try:
-        if urlsplit(address).scheme == "s3":
-            _send_to_s3(content, address)
-        else:
-            filesystem, path = url_to_fs(address)
-            filesystem.pipe_file(path, content)
-    except Exception as error:  # every store has errors of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{address}: cannot be written: {reason}") from None
-
-
-def _send_to_s3(content: bytes, address: str) -> None:
-    """By pyarrow: it needs no other package, and can be kept from trying for minutes."""
-    parts = urlsplit(address)
-    options = dict(parse_qsl(parts.query))  # region, scheme, endpoint_override
-    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if named:
-        endpoint = urlsplit(named)
-        options = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc} | options
-    store = S3FileSystem(
-        connect_timeout=SECONDS_TO_ANSWER,
-        request_timeout=SECONDS_TO_ANSWER,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=2),
-        **options,
-    )
-    # Closing makes an object of what was written: nothing is opened before all of it is there.
-    with store.open_output_stream(parts.netloc + unquote(parts.path)) as stream:
-        stream.write(content)

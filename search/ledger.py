@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,8 +101,10 @@ class Ledger:
     and where they ended, in the order of the file: what a sampler has lived through.
     """
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self._file, self.path = file, path
+    def __init__(
+        self, file: IO[bytes], path: Path, publish: Callable[[bytes], None] | None = None
+    ) -> None:
+        self._file, self.path, self._publish = file, path, publish
         self.trials: dict[str, Trial] = {}
         self._code_version = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
@@ -183,9 +185,12 @@ class Ledger:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         end = self._file.seek(0, os.SEEK_END)  # not tell(), which is beyond it after a torn write
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            left = line
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
+            if self._publish is not None:
+                self._publish(line)
         except OSError:
             self._file.truncate(end)  # half a line would spoil the next one
             raise
@@ -248,8 +253,9 @@ class Ledger:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Ledger]:
-    """The ledger at `path`, made where there is none, for this process alone.
+def opened(path: Path, publish: Callable[[bytes], None] | None = None) -> Iterator[Ledger]:
+    """The ledger at `path`, made where there is none, for this process alone. A line is synced and
+    given to `publish` before it counts.
 
     Raises UserError where it cannot be written, where another process has it, and where a line that
     is not the last is broken.
@@ -262,7 +268,7 @@ def opened(path: Path) -> Iterator[Ledger]:
         if not _locked(file, fcntl.LOCK_EX, tries=5):
             raise UserError(f"{path.parent}: another process is searching in this folder")
         file.seek(0)
-        yield Ledger(file, path)
+        yield Ledger(file, path, publish)
 
 
 def read(path: Path) -> Ledger:

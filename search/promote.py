@@ -68,7 +68,7 @@ def promote(
             unfinished=left,
             propose=lambda: None,
             folder=folder.tune / "promote",
-            students=folder.students,
+            students=folder.for_workers(folder.students),
         )
     trained = [known[s.id] for s in students]
     runs: dict[str, list[FullLength]] = defaultdict(list)

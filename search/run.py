@@ -47,7 +47,8 @@ def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> Sea
     is in the folder all the same, and `resume_search` goes on with it.
     """
     folder.require_new()
-    return _search(config, folder, listen)
+    with folder.held(listen.note):
+        return _search(config, folder, listen)
 
 
 def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None) -> SearchResult:
@@ -57,10 +58,11 @@ def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None
     a time the result is what it would have been without a break. Raises UserError where the config
     or the data are no longer what they were, and otherwise what `run_search` raises.
     """
-    config = _as_it_began(folder)
-    if trials is not None and trials < config.search.trials:
-        raise UserError(f"--trials {trials}: the run has {config.search.trials} already")
-    return _search(_changed(config, "search", trials=trials), folder, listen)
+    with folder.held(listen.note):
+        config = _as_it_began(folder)
+        if trials is not None and trials < config.search.trials:
+            raise UserError(f"--trials {trials}: the run has {config.search.trials} already")
+        return _search(_changed(config, "search", trials=trials), folder, listen)
 
 
 def promote_again(
@@ -75,15 +77,18 @@ def promote_again(
 
     Raises what `resume_search` raises.
     """
-    config = _changed(_as_it_began(folder), "promotion", top=top, seeds=seeds)
-    return _search(config, folder, listen, probing=False)
+    with folder.held(listen.note):
+        config = _changed(_as_it_began(folder), "promotion", top=top, seeds=seeds)
+        return _search(config, folder, listen, probing=False)
 
 
 def _as_it_began(folder: RunFolder) -> SearchConfig:
     """The config of a run; raises UserError where it means another run than the one begun."""
-    config, marker = load_config(folder.config), folder.read_marker()
+    marker, config = folder.read_marker(), load_config(folder.config)
     if not folder.ledger.exists():
-        raise UserError(f"{folder.ledger} is missing: without it nothing is known of the run")
+        raise UserError(
+            f"{folder.named(folder.ledger)} is missing: without it nothing is known of the run"
+        )
     try:
         began_with = SearchConfig.model_validate(marker.get("config"))
     except ValidationError as error:  # by a version that had other keys
@@ -92,7 +97,7 @@ def _as_it_began(folder: RunFolder) -> SearchConfig:
     changed = [said for key, said in found.items() if not key.startswith(MAY_CHANGE)]
     if changed:
         raise UserError(
-            f"{folder.config} is not what the run began with: {'; '.join(changed)}: "
+            f"{folder.named(folder.config)} is not what the run began with: {'; '.join(changed)}: "
             "change it back, or start another run"
         )
     return config
@@ -129,12 +134,14 @@ def _search(
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = _teacher(config, splits, folder)
         _lay_out(folder, config, made_by, teacher)
-        with opened(folder.ledger) as ledger:
+        with opened(folder.ledger, folder.publish_line) as ledger:
             if config != load_config(folder.config):  # the run keeps what was given
                 write_text(folder.config, config.to_yaml())
+                folder.publish(folder.config)
             ledger.sitting(made_by["versions"])
             stages = Stages(config, folder, ledger, made_by, listen)
-            shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
+            checkpoints = folder.for_workers(folder.checkpoints)
+            shared = Shared.put(config, splits, teacher, student, checkpoints=checkpoints)
             try:
                 if probing:
                     stages.probe(shared, space, start)
@@ -159,11 +166,12 @@ def _lay_out(
         if not folder.teacher.exists():  # also where a kill came between the two
             with atomic_write(folder.teacher) as temporary:
                 torch.save(teacher.state_dict(), temporary)
+            folder.publish(folder.teacher)
         # Weights, their averages and Adam's two moments, and something for the rest.
         at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
-        require_storage(folder.path, at_once, bytes_each)
+        require_storage(folder.for_workers(folder.path), at_once, bytes_each)
     except OSError as error:
-        raise UserError(f"{folder.path}: the run cannot be written: {error}") from None
+        raise UserError(f"{folder}: the run cannot be written: {error}") from None
     except RuntimeError:  # torch's own, which tells of positions in the file
         raise UserError(f"{folder.teacher}: cannot be written, the disk may be full") from None
 
@@ -217,7 +225,7 @@ def _made_by(
     before = folder.read_marker()
     if before["data_hash"] != now["data_hash"]:
         raise UserError(
-            f"{folder.path}: the data of {splits.name} are not those that the run began with: "
+            f"{folder}: the data of {splits.name} are not those that the run began with: "
             f"their hash is {now['data_hash']}, was {before['data_hash']}"
         )
     return before | {"versions": now["versions"]}, WarmStart.from_json(before["warm_start"])

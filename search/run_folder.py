@@ -2,21 +2,48 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
+
+if TYPE_CHECKING:
+    from search.storage import Store
 
 FORMAT = "augury-run"
 VERSION = 1
 
 
 class RunFolder:
-    """A folder with everything that one search produced; `run.json` marks it as ours."""
+    """A folder with everything that one search produced; `run.json` marks it as ours.
+
+    That of a run at an address is the working copy of one process (search/remote_run.py), which
+    sends what it is told to: a folder has nothing to do then.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()  # Ray's workers change directory
+
+    @classmethod
+    def at(cls, where: Path | str) -> "RunFolder":
+        """The run at a path, or at an address such as s3://bucket/runs/w4, there or not; raises
+        UserError for an address that cannot be one of a run."""
+        parts = urlsplit(str(where))
+        if "://" not in str(where):
+            return cls(where)
+        if parts.scheme == "file":
+            return cls(unquote(parts.path))
+        from search.remote_run import RemoteRun
+
+        return RemoteRun(str(where))
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @property
     def marker(self) -> Path:
@@ -69,6 +96,38 @@ class RunFolder:
         """Ray Tune's own results: `search/` and `promote/` below it."""
         return self.path / "tune"
 
+    def named(self, path: Path) -> str:
+        """`path` of this run as its user knows it."""
+        return str(path)
+
+    def for_workers(self, path: Path) -> "Path | Store":
+        """Where workers on every node find `path` of this run."""
+        return path
+
+    def held(self, note: Callable[[str], None]) -> AbstractContextManager[object]:
+        """While this process works on the run, which is all here then. Raises UserError where it
+        cannot be had; `note` is told where that takes time."""
+        return nullcontext()
+
+    def refresh(self) -> None:
+        """Makes the tables and the ledger here what they are now. Raises UserError."""
+
+    def publish(self, *paths: Path) -> None:
+        """Sends files that were written, in this order. Raises OSError."""
+
+    def publish_line(self, line: bytes) -> None:
+        """Sends a line that was added to the ledger. Raises OSError."""
+
+    def drop_checkpoint(self, name: str) -> None:
+        (self.checkpoints / name).unlink(missing_ok=True)
+
+    def drop_checkpoints(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def kept_students(self, pattern: str) -> list[Path]:
+        """The students of full length whose names match, such as `IDENTITY-*.pt`."""
+        return sorted(self.students.glob(pattern))
+
     def require_new(self) -> None:
         """Raises UserError unless a run may be written here; writes nothing."""
         try:
@@ -99,9 +158,10 @@ class RunFolder:
         write_text(self.marker, json.dumps(marker, indent=2) + "\n")
 
     @classmethod
-    def open(cls, path: Path | str) -> "RunFolder":
-        """The run at `path`; raises UserError where there is none or it is of another version."""
-        folder = cls(path)
+    def open(cls, where: Path | str) -> "RunFolder":
+        """The run at a path or an address; raises UserError where there is none or it is of
+        another version."""
+        folder = cls.at(where)
         folder.read_marker()
         return folder
 
@@ -111,14 +171,15 @@ class RunFolder:
             marker = json.loads(self.marker.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             raise UserError(
-                f"{self.path} is not a run: it holds no readable {self.marker.name}"
+                f"{self} is not a run: it holds no readable {self.marker.name}"
             ) from None
         if not isinstance(marker, dict) or marker.pop("format", None) != FORMAT:
-            raise UserError(f"{self.marker} is not the marker of a run of Augury")
+            raise UserError(f"{self.named(self.marker)} is not the marker of a run of Augury")
         found = marker.pop("version", None)
         if found != VERSION:
             raise UserError(
-                f"{self.marker}: version {found!r} is not known, this Augury reads {VERSION}"
+                f"{self.named(self.marker)}: version {found!r} is not known, "
+                f"this Augury reads {VERSION}"
             )
         return marker
 

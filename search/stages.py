@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from search.results import (
 )
 from search.run_folder import RunFolder, write_text
 from search.table import to_table, write_parquet
-from search.trainable import Shared, checkpoint
+from search.trainable import Shared, checkpoint_name
 from search.verdict import Candidate, Verdict, decide
 from search.warm_start import WarmStart
 from spaces import PolicySpace
@@ -122,14 +121,14 @@ class Stages:
 
     def _require_some(self, rows: Sequence[Row]) -> None:
         probes, share = self._ledger.of("probe"), self._config.search.max_failed_share
-        again = f"augury resume {shlex.quote(str(self._folder.path))}"
+        again = f"augury resume {shlex.quote(str(self._folder))}"
         if not rows:
             reason = spent(self._config, self._ledger)
             said = f"no policy was probed: {reason}" if reason else "no policy was probed"
             raise SearchFailedError(said, f"with time for it, go on with: {again}")
         every = all(row.status == FAILED for row in rows)
         if every or too_many(probes, share):
-            share_in = f"search.max_failed_share in {self._folder.config}"
+            share_in = f"search.max_failed_share in {self._folder.named(self._folder.config)}"
             bear = f"to bear that, raise {share_in}, and go on with: {again}"
             raise SearchFailedError(
                 f"the search stopped: of its probes {in_common(probes)}",
@@ -140,7 +139,7 @@ class Stages:
         """What would help where all have failed; what was lost is worth another try."""
         if any(trial.lost for trial in failed):
             return None
-        config = shlex.quote(str(self._folder.config))
+        config = shlex.quote(self._folder.named(self._folder.config))
         return (
             "to go on would not help: mend the cause, in the config or in code of yours, and begin "
             f"anew with: augury search {config} --run ANOTHER"
@@ -151,10 +150,11 @@ class Stages:
         found = json.dumps(verdict.as_dict(), indent=2, ensure_ascii=False)
         write_text(self._folder.verdict, found + "\n")
         verdict.winner.policy.save(self._folder.best_policy)
+        self._folder.publish(self._folder.verdict, self._folder.best_policy)
         self._write(rows, verdict)
         self._ledger.conclude()
         if all(t.status and not t.lost for t in self._ledger.trials.values()):
-            shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
+            self._folder.drop_checkpoints()
 
     def _stage(self, text: str, trials: int, figure: str, mode: str, done: Sequence[Trial]) -> None:
         self._listen.stage(text, trials, figure, mode)
@@ -180,8 +180,7 @@ class Stages:
         if not trial.lost:  # else it may yet go on from there
             search, promotion = self._config.search, self._config.promotion
             epochs = search.probe_epochs if trial.stage == "probe" else promotion.epochs
-            left = checkpoint(self._folder.checkpoints, trial.policy, trial.seed, epochs)
-            left.unlink(missing_ok=True)
+            self._folder.drop_checkpoint(checkpoint_name(trial.policy, trial.seed, epochs))
         self._listen.trial_ended(trial.row())
 
     def _write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
@@ -190,6 +189,7 @@ class Stages:
             metadata = metadata | {"verdict": json.dumps(verdict.as_dict(), ensure_ascii=False)}
         table = to_table(rows, self._config.search.directions, metadata)
         write_parquet(table, self._folder.policies)
+        self._folder.publish(self._folder.policies)
 
 
 def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from search.config import SearchConfig
+    from search.run_folder import RunFolder
     from trainers.datasets import ImageSplits
 
 student = typer.Typer(help="Take the students of a search along.", no_args_is_help=True)
@@ -20,7 +21,7 @@ CHECKED = 256  # images on which ONNX and PyTorch are compared
 
 @student.command("export")
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished search.")],
+    run: Annotated[str, typer.Argument(help="Folder or address of a finished search.")],
     to: Annotated[Path, typer.Option("--to", help="File to write: .onnx.")],
     as_json: Json = False,
 ) -> None:
@@ -45,22 +46,22 @@ def export(
 
     folder = RunFolder.open(run)
     config = load_config(folder.config)
-    kept, state = _best(
-        folder.students, load_policy(folder.best_policy).identity, config.promotion.kind
-    )
+    kept, state = _best(folder, load_policy(folder.best_policy).identity, config.promotion.kind)
     splits = load_splits(config.data)
     try:
         model = _rebuilt(state, config, splits)
     except RuntimeError as error:  # the code of a network of the user's own has changed since
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{kept}: is of another network than the config's: {reason}") from None
+        raise UserError(
+            f"{folder.named(kept)}: is of another network than the config's: {reason}"
+        ) from None
     images = splits.normalise(splits.validation.images[:CHECKED])
     try:
         export_onnx(model, images[:2], to)
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
     found: dict[str, Any] = {
-        "student": str(kept),
+        "student": folder.named(kept),
         "onnx": str(to),
         "normalised_by": _normalisation(splits),
     }
@@ -68,7 +69,7 @@ def export(
     if as_json:
         print_json(found)
         return
-    print(f"student  {kept}")
+    print(f"student  {folder.named(kept)}")
     print(f"onnx     {to}, for images normalised by mean {splits.mean} and deviation {splits.std}")
     if "same_class" in found:
         print(
@@ -79,7 +80,7 @@ def export(
         print("not compared: onnxruntime is not installed")
 
 
-def _best(folder: Path, identity: str, kind: str) -> tuple[Path, dict[str, Any]]:
+def _best(folder: "RunFolder", identity: str, kind: str) -> tuple[Path, dict[str, Any]]:
     """The student of the policy `identity` with the best validation accuracy, of those that the
     promotion of this `kind` trained: file and state."""
     import torch
@@ -87,13 +88,13 @@ def _best(folder: Path, identity: str, kind: str) -> tuple[Path, dict[str, Any]]
     from spaces.errors import UserError
 
     found = {}
-    for path in sorted(folder.glob(f"{identity}-*-{kind}.pt")):
+    for path in folder.kept_students(f"{identity}-*-{kind}.pt"):
         try:
             found[path] = torch.load(path, weights_only=True)
         except Exception:  # whatever a broken file makes torch raise
-            raise UserError(f"{path} is not the student that it should be") from None
+            raise UserError(f"{folder.named(path)} is not the student that it should be") from None
     if not found:
-        raise UserError(f"{folder}: holds no student of the best policy")
+        raise UserError(f"{folder.named(folder.students)}: holds no student of the best policy")
     best = max(found, key=lambda path: found[path]["validation_accuracy"])
     return best, found[best]["student"]
 

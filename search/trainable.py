@@ -18,8 +18,8 @@ from ray.tune import PlacementGroupFactory
 from torch import nn
 
 from search.config import SearchConfig, StudentConfig, kind_of
+from search.storage import StorageError, Store, reached
 from spaces import Policy
-from spaces.atomic_write import atomic_write
 from spaces.errors import UserError
 from spaces.policy import policy_from_json
 from trainers import parallel
@@ -40,7 +40,7 @@ class Shared:
     teacher_recipe: TeacherRecipe
     student: StudentConfig
     student_weights: ray.ObjectRef[dict[str, np.ndarray]] | None
-    checkpoints: Path  # the folder of the checkpoints, which all nodes share
+    checkpoints: Path | Store  # where the checkpoints are, for every node
     origin: str  # a hash of all that makes a student, but for its policy, seed and epochs
     images: Literal["student", "train"] = "student"  # the part of the data that students learn from
     workers: int = 1  # that train a student together
@@ -53,7 +53,7 @@ class Shared:
         teacher: nn.Module,
         start: nn.Module | None = None,
         *,
-        checkpoints: Path,
+        checkpoints: Path | Store,
     ) -> "Shared":
         """Numpy rather than tensors: those are copied out of the store, arrays are mapped.
 
@@ -86,7 +86,13 @@ class Distillation:
     """
 
     def __init__(
-        self, shared: Shared, epochs: int, students: Path | None, *, cpus: float, device: str
+        self,
+        shared: Shared,
+        epochs: int,
+        students: Path | Store | None,
+        *,
+        cpus: float,
+        device: str,
     ) -> None:
         torch.set_num_threads(max(int(cpus), 1))
         self._device = torch.device(device)
@@ -98,8 +104,9 @@ class Distillation:
             self._splits = replace(self._splits, student=self._splits.train)
         self._teacher = teacher_from_arrays(teacher, self._splits, shared.teacher_recipe)
         self._teacher.to(self._device)
-        self._student, self._total_epochs, self._students = shared.student, epochs, students
-        self._checkpoints, self._origin = shared.checkpoints, shared.origin
+        self._student, self._total_epochs = shared.student, epochs
+        self._students = None if students is None else reached(students)
+        self._checkpoints, self._origin = reached(shared.checkpoints), shared.origin
         self._kind = kind_of(epochs, shared.images, shared.workers)
         self._trainer: StudentTrainer | None = None
         self._reports: Iterator[EpochReport] = iter(())
@@ -181,18 +188,20 @@ class Distillation:
             "report": report.as_dict(),
             "state": trainer.state_dict(),
         }
-        with atomic_write(self._checkpoint()) as temporary:
+        with self._checkpoints.writing(self._checkpoint()) as temporary:
             torch.save(content, temporary)
 
     def _kept(self) -> dict[str, Any] | None:
         """The checkpoint of this very student, where there is one."""
-        if not self._checkpoint().exists():
+        file = self._checkpoints.reading(self._checkpoint())
+        if file is None:
             return None
-        kept = torch.load(self._checkpoint(), weights_only=True, map_location=self._device)
+        with file:
+            kept = torch.load(file, weights_only=True, map_location=self._device)
         return kept if kept["origin"] == self._origin else None
 
-    def _checkpoint(self) -> Path:
-        return checkpoint(self._checkpoints, self._policy, self._seed, self._total_epochs)
+    def _checkpoint(self) -> str:
+        return checkpoint_name(self._policy, self._seed, self._total_epochs)
 
     def _keep(self, trainer: StudentTrainer, report: EpochReport) -> None:
         assert self._students is not None
@@ -201,7 +210,7 @@ class Distillation:
             "student": {name: value.cpu() for name, value in trainer.outcome.state_dict().items()},
             "validation_accuracy": report.validation_accuracy,
         }
-        with atomic_write(self._students / f"{name}.pt") as temporary:
+        with self._students.writing(f"{name}.pt") as temporary:
             torch.save(content, temporary)
 
     def _device_name(self) -> str:
@@ -228,7 +237,12 @@ class ProbeTrial(tune.Trainable):
     """
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], *, shared: Shared, epochs: int, students: Path | None = None
+        self,
+        config: dict[str, Any],
+        *,
+        shared: Shared,
+        epochs: int,
+        students: Path | Store | None = None,
     ) -> None:
         device = "cuda" if config["gpus"] > 0 else "cpu"
         self._student = Distillation(shared, epochs, students, cpus=config["cpus"], device=device)
@@ -247,6 +261,8 @@ class ProbeTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             return self._next_epoch()
+        except StorageError:  # nothing that the student could help
+            raise
         except Exception as error:
             return failed(reason(error))
 
@@ -274,9 +290,9 @@ class ProbeTrial(tune.Trainable):
         return f"Student({policy_from_json(self.config['policy'])})"
 
 
-def checkpoint(folder: Path, policy: Policy, seed: int, epochs: int) -> Path:
-    """Where a student that is being trained is kept, in the folder of all of them."""
-    return folder / f"{policy.identity}-{seed}-{epochs}.pt"
+def checkpoint_name(policy: Policy, seed: int, epochs: int) -> str:
+    """The file in which a student that is being trained is kept."""
+    return f"{policy.identity}-{seed}-{epochs}.pt"
 
 
 def reason(error: Exception) -> str:

@@ -22,6 +22,7 @@ from search.config import ClusterConfig
 from search.data_parallel import JointTrial, WorkersLostError
 from search.ledger import LOST, Ledger, Trial, outcome
 from search.results import FAILED, STOPPED
+from search.storage import Store
 from search.trainable import ProbeTrial, Shared
 from trainers.student import FIGURES
 
@@ -108,12 +109,12 @@ def run_trials(
     unfinished: Iterable[Trial],
     propose: Callable[[], Trial | None],
     folder: Path,
-    students: Path | None = None,
+    students: Path | Store | None = None,
     scheduler: TrialScheduler | None = None,
 ) -> None:
     """Runs the `unfinished` trials and then those that `propose` gives, until it gives none.
 
-    Students that end are kept in the folder `students`. Tune's own results go to `folder`. Raises
+    Students that end are kept in `students`. Tune's own results go to `folder`. Raises
     Interrupted where a signal asked to stop, and OSError where the ledger could not be written.
     """
     sitting.left.extend(unfinished)

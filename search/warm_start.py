@@ -53,7 +53,7 @@ def warm_start(config: SearchConfig, made_by: dict[str, Any]) -> WarmStart:
     known: list[tuple[Policy, dict[str, float]]] = []
     for name in config.search.warm_start:
         try:
-            if name.partition("+")[0] not in SCHEMES and Path(name).is_dir():
+            if name.partition("+")[0] not in SCHEMES and ("://" in name or Path(name).is_dir()):
                 winners, others = _of_run(RunFolder.open(name), config, made_by)
                 first += winners
                 known += others

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+from object_store import CREDENTIALS, served
 from ray.cluster_utils import Cluster
 
 from search.cluster import require_storage
@@ -19,6 +20,7 @@ from search.results import FINISHED
 from search.run import run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
+from search.storage import Store
 from spaces import UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,6 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A head without CPUs, and two nodes of one each."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_health_check_period_ms", "1000")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -80,13 +84,14 @@ def test_a_run_that_a_node_cannot_reach_is_refused_before_its_first_trial(blind,
         run_search(config, folder, Silence())
     assert str(caught.value).startswith(f"{folder.path}: the node ")
     assert str(caught.value).endswith(
-        "cannot read and write it (No such file or directory): put the run on storage that all "
-        "nodes share, by --run"
+        "by --run FOLDER that they share, or --run s3://BUCKET/NAME or gs://BUCKET/NAME with "
+        "credentials on every node"
     )
     assert folder.ledger.read_text() == ""
 
 
-def test_the_trials_of_a_node_that_is_lost_go_on_elsewhere(nodes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["folder", "address"])
+def test_the_trials_of_a_node_that_is_lost_go_on_elsewhere(nodes, tmp_path, monkeypatch, at):
     monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "cache"))
     cluster, (lost, _) = nodes
     ended: list[str] = []
@@ -109,9 +114,26 @@ def test_the_trials_of_a_node_that_is_lost_go_on_elsewhere(nodes, tmp_path, monk
             f"cluster.address={cluster.address}",
         ]
     )
-    result: SearchResult = run_search(config, RunFolder(tmp_path / "run"), Watch())
+    with served() as bucket:
+        folder = RunFolder.at(bucket.address("run") if at == "address" else tmp_path / "run")
+        result: SearchResult = run_search(config, folder, Watch())
+        assert bool(bucket) == (at == "address")
     assert [row.status for row in result.rows] == [FINISHED] * 8
     assert len(set(ended)) == len(ended)
     with opened(result.folder.ledger) as ledger:
         trials: list[Trial] = list(ledger.trials.values())
     assert {trial.status for trial in trials} == {FINISHED}
+
+
+def test_a_node_that_cannot_reach_the_run_is_named_before_the_first_trial(nodes):
+    cluster, _ = nodes
+    with served() as bucket:
+        store = Store(bucket.address("run"))
+        require_storage(store, students=2, bytes_each=1)
+        wrong = {"AWS_SECRET_ACCESS_KEY": "another"}
+        lacking = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", env_vars=wrong)
+        sentence = r"s3://bucket/run: the node 127.* cannot read and write it \(.*put the run where"
+        with pytest.raises(UserError, match=sentence):
+            require_storage(store, students=2, bytes_each=1)
+        cluster.remove_node(lacking)
+        assert not [name for name in store.listing() if not name.endswith("/")]

@@ -1,29 +1,34 @@
 """A search that is killed, gone on with, extended or refused, on a real Ray cluster."""
 
 import json
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from object_store import served
 from ray import tune
 
 from search.config import load_config
 from search.ledger import LOST, opened
 from search.progress import Silence
 from search.proposals import Proposals
-from search.results import FAILED, FINISHED
+from search.results import FAILED, FINISHED, Row
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
 from search.stages import SearchFailedError, SearchResult
+from search.storage import Store
 from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
+from search.trials import Interrupted
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, UserError, scheme
 from trainers.datasets import load_splits
@@ -60,14 +65,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     return run_search(SERIAL, RunFolder(tmp_path_factory.mktemp("runs") / "whole"), Silence())
 
 
-def signalled(said: str, signals: list[int], folder: Path, *words: str) -> tuple[int, str]:
-    """Runs `augury` in a process of its own, sends it `signals` once the ledger has a line with
-    `said`, and returns its exit code and what it said."""
+def signalled(
+    happened: Callable[[], bool], signals: list[int], folder: Path, *words: str
+) -> tuple[int, str]:
+    """Runs `augury` in a process of its own, sends it `signals` once something has happened, and
+    returns its exit code and what it said."""
     command = [Path(sys.executable).parent / "augury", *words]
-    ledger, err = folder / "run" / "trials.jsonl", folder / "stderr"
+    err = folder / "stderr"
     with err.open("w") as told, subprocess.Popen(command, cwd=folder, stderr=told) as process:
         while process.poll() is None:
-            if ledger.exists() and said in ledger.read_text():
+            if happened():
                 for number in signals:
                     process.send_signal(number)
                 break
@@ -76,13 +83,20 @@ def signalled(said: str, signals: list[int], folder: Path, *words: str) -> tuple
     return code, err.read_text()
 
 
+def told(said: str, folder: Path) -> Callable[[], bool]:
+    """Whether the ledger of `run` in the folder has a line with `said`."""
+    ledger = folder / "run" / "trials.jsonl"
+    return lambda: ledger.exists() and said in ledger.read_text()
+
+
 def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, tmp_path):
     """Killed in the fifth of seven trials; nine in all are what nine at once are."""
     seven = SERIAL.search.model_copy(update={"trials": 7})
     config = SERIAL.model_copy(update={"search": seven})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     words = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
-    code, _ = signalled('"epoch", "trial": "00004"', [signal.SIGKILL], tmp_path, *words)
+    happened = told('"epoch", "trial": "00004"', tmp_path)
+    code, _ = signalled(happened, [signal.SIGKILL], tmp_path, *words)
     assert code == -signal.SIGKILL
     folder = RunFolder.open(tmp_path / "run")
     with opened(folder.ledger) as ledger:
@@ -123,7 +137,8 @@ def test_sigterm_is_gentle_and_a_second_signal_at_once_and_nothing_is_lost(
     words = ["search", "config.yaml", "--run", "run", "--set", f"cluster.address={cluster}"]
     folder = RunFolder(tmp_path / "run")
     gently = [signal.SIGTERM]
-    code, said = signalled('"epoch", "trial": "00001"', gently, tmp_path, *words)
+    happened = told('"epoch", "trial": "00001"', tmp_path)
+    code, said = signalled(happened, gently, tmp_path, *words)
     assert (code, "Traceback" in said) == (130, False), said
     assert f"stopped; go on with: augury resume {folder.path}" in said
     with opened(folder.ledger) as ledger:
@@ -131,7 +146,8 @@ def test_sigterm_is_gentle_and_a_second_signal_at_once_and_nothing_is_lost(
         assert "00002" not in ledger.trials
     assert len(rows(folder)) == 2
     at_once = [signal.SIGINT, signal.SIGTERM]
-    code, said = signalled('"epoch", "trial": "00004"', at_once, tmp_path, "resume", "run")
+    happened = told('"epoch", "trial": "00004"', tmp_path)
+    code, said = signalled(happened, at_once, tmp_path, "resume", "run")
     assert (code, "Traceback" in said) == (130, False), said
     assert f"stopped; go on with: augury resume {folder.path}" in said
     with opened(folder.ledger) as ledger:
@@ -182,6 +198,62 @@ def test_what_was_lost_is_tried_again_and_comes_out_as_it_would_have(whole, tmp_
     after = folder.ledger.read_text().removeprefix(before)
     began = [r["trial"] for r in map(json.loads, after.splitlines()) if r["event"] == "began"]
     assert sorted(began) == sorted([probe, student])
+
+
+def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(whole):
+    class Stopping(Silence):
+        def trial_ended(self, row: Row) -> None:
+            if row.trial_id == "00003":
+                signal.raise_signal(signal.SIGINT)
+
+    with served() as bucket:
+        address = bucket.address("runs/x")
+        with pytest.raises(Interrupted):
+            run_search(SERIAL, RunFolder.at(address), Stopping())
+        folder = RunFolder.open(address)
+        again = resume_search(folder, Silence())
+        assert rows(folder) == rows(whole.folder)
+        assert again.verdict == whole.verdict
+        assert rows(RunFolder.open(address)) == rows(whole.folder)
+        kept = RunFolder.open(address).kept_students("*.pt")
+        assert [s.name for s in kept] == [s.name for s in whole.folder.kept_students("*.pt")]
+        assert {name.split("/")[0] for name in Store(address).listing()} == {
+            *("config.yaml", "run.json", "teacher.pt", "trials", "students"),
+            *("policies.parquet", "verdict.json", "best_policy.json"),
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_an_address_and_gone_on_with_from_another_machine(cluster, whole, tmp_path):
+    (tmp_path / "config.yaml").write_text(SERIAL.to_yaml())
+    with served() as bucket:
+        address, line = bucket.address("runs/x"), b'"epoch", "trial": "00004"'
+        words = ["search", "config.yaml", "--run", address]
+        words += ["--set", f"cluster.address={cluster}"]
+        happened = lambda: any(line in found for found in [*bucket.values()])  # noqa: E731
+        code, _ = signalled(happened, [signal.SIGKILL], tmp_path, *words)
+        assert code == -signal.SIGKILL
+        (tmp_path / "empty").mkdir()
+        elsewhere = {"AUGURY_CACHE": str(tmp_path / "empty"), "TMPDIR": str(tmp_path / "empty")}
+        done = subprocess.run(
+            [Path(sys.executable).parent / "augury", "resume", address],
+            cwd=tmp_path / "empty",
+            env=os.environ | elsewhere,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "waiting for a sign of life" in done.stderr
+        assert "runs/x/best_policy.json" in done.stdout
+        assert list((tmp_path / "empty").iterdir()) == []
+        folder = RunFolder.open(address)
+        assert rows(folder) == rows(whole.folder)
+        folder.refresh()
+        records = [json.loads(line) for line in folder.ledger.read_text().splitlines()]
+        began = [record["trial"] for record in records if record["event"] == "began"]
+        assert [trial for trial in set(began) if began.count(trial) > 1] == ["00004"]
 
 
 def test_a_config_that_no_longer_matches_is_refused_with_the_difference(whole):
