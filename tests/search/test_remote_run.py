@@ -63,6 +63,7 @@ def test_what_stops_answering_is_waited_for_and_then_given_up(bucket, monkeypatc
     monkeypatch.setattr("search.storage.PATIENCE", 2.0)
     store = Store(bucket.address("run"))
     store.put("one", b"1")
+    assert store.get("one") == b"1"
     monkeypatch.setitem(bucket.failing, "status", 503)
     threading.Timer(1, bucket.failing.clear).start()
     assert store.get("one") == b"1"
