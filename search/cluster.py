@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -81,25 +81,30 @@ def lacking(config: ClusterConfig) -> str | None:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     whose = "this machine" if config.address == "local" else "the largest node, for now,"
-    for key, resource, wanted in (
-        ("cpus_per_trial", "CPU", config.cpus_per_trial),
-        ("gpus_per_trial", "GPU", config.gpus_per_trial),
-    ):
+    for resource, wanted in config.resources.items():
         most = max((resources.get(resource, 0) for resources in nodes), default=0)
         if wanted > most:
-            return f"cluster.{key}: a trial asks for {wanted:g} {resource}, {whose} has {most:g}"
+            key = f"cluster.{resource.lower()}s_per_trial"
+            return f"{key}: a trial asks for {wanted:g} {resource}, {whose} has {most:g}"
     return None
 
 
 def concurrent_trials(config: ClusterConfig) -> int:
-    """How many trials may run at once: as configured, else as many as fit now."""
+    """How many trials may run at once: as configured, else as many as fit now, node by node."""
     if config.concurrent_trials is not None:
         return config.concurrent_trials
-    total = ray.cluster_resources()
-    fit = total.get("CPU", 1) / config.cpus_per_trial
-    if config.gpus_per_trial > 0:
-        fit = min(fit, total.get("GPU", 0) / config.gpus_per_trial)
-    return max(math.floor(fit), 1)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(sum(_fitting(node, config.resources) for node in nodes), 1)
+
+
+def _fitting(node: Mapping[str, float], trial: Mapping[str, float]) -> int:
+    """How many times a node has what a trial asks for; parts of a GPU are of one and the same."""
+    fit = node.get("CPU", 0) / trial["CPU"]
+    if 0 < trial["GPU"] <= 1:
+        fit = min(fit, node.get("GPU", 0) * math.floor(1 / trial["GPU"]))
+    elif trial["GPU"] > 1:
+        fit = min(fit, node.get("GPU", 0) / trial["GPU"])
+    return math.floor(fit)
 
 
 def require_storage(folder: Path, students: int, bytes_each: int) -> None:

@@ -152,16 +152,31 @@ class PromotionConfig(Frozen):
         return f"{self.epochs}-{self.images}"
 
 
+AUTO = "auto"
+
+
 class ClusterConfig(Frozen):
     """Where trials run: on this machine, or on the Ray cluster at `address`."""
 
     address: Annotated[str, Field(description="local, auto or HOST:PORT")] = "local"
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    cpus_per_trial: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Field(description="auto: what makes all together fastest, measured before the first probe"),
+    ] = 1.0
+    gpus_per_trial: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0)],
+        Field(description="auto: the same; none where no node has one"),
+    ] = 0.0
     concurrent_trials: Annotated[
         int | None, Field(ge=1, description="at most; null is as many as the resources hold")
     ] = None
     dashboard: Annotated[bool, Field(description="Ray's dashboard on a local cluster")] = True
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a trial asks Ray for, but for what is `auto` and so not known yet."""
+        asked = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
+        return {name: number for name, number in asked.items() if not isinstance(number, str)}
 
 
 class SearchConfig(Frozen):

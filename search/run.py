@@ -16,6 +16,7 @@ from search.cluster import concurrent_trials, connected, lacking, require_storag
 from search.code_version import code_version
 from search.config import SearchConfig, differences, flat, load_config
 from search.ledger import opened
+from search.packing import keep, packing_for
 from search.progress import Listener
 from search.run_folder import RunFolder, write_text
 from search.stages import SearchFailedError, SearchResult, Stages
@@ -108,8 +109,7 @@ def _changed(config: SearchConfig, section: str, **given: int | None) -> SearchC
 def _search(
     config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
 ) -> SearchResult:
-    if config.search.budget.gpu_hours is not None and not config.cluster.gpus_per_trial:
-        raise UserError("search.budget.gpu_hours: probes use no GPU by cluster.gpus_per_trial")
+    _require_gpus(config)
     splits = load_splits(config.data)
     made_by, start = _made_by(config, splits, folder)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
@@ -127,13 +127,20 @@ def _search(
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = _teacher(config, splits, folder)
-        _lay_out(folder, config, made_by, teacher)
+        shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
+        given, packing = config, packing_for(config, shared, folder.packing)
+        if packing is not None:
+            listen.note(packing.told)
+            config = packing.applied(given)
+            _require_gpus(config)
+        _lay_out(folder, given, made_by, teacher, at_once=concurrent_trials(config.cluster))
         with opened(folder.ledger) as ledger:
-            if config != load_config(folder.config):  # the run keeps what was given
-                write_text(folder.config, config.to_yaml())
+            if given != load_config(folder.config):  # the run keeps what was given
+                write_text(folder.config, given.to_yaml())
+            if packing is not None:
+                keep(packing, folder.packing)
             ledger.sitting(made_by["versions"])
             stages = Stages(config, folder, ledger, made_by, listen)
-            shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
             try:
                 if probing:
                     stages.probe(shared, space, start)
@@ -142,11 +149,21 @@ def _search(
                 raise SearchFailedError(f"the run could not be written: {error}") from error
 
 
+def _require_gpus(config: SearchConfig) -> None:
+    """Raises UserError where GPU hours are counted and probes use no GPU."""
+    if config.search.budget.gpu_hours is not None and config.cluster.gpus_per_trial == 0:
+        raise UserError("search.budget.gpu_hours: probes use no GPU by cluster.gpus_per_trial")
+
+
 def _lay_out(
-    folder: RunFolder, config: SearchConfig, made_by: dict[str, Any], teacher: nn.Module
+    folder: RunFolder,
+    config: SearchConfig,
+    made_by: dict[str, Any],
+    teacher: nn.Module,
+    at_once: int,
 ) -> None:
-    """Makes the folder of a run that is new; raises UserError where there is no storage for it, or
-    no more of it for one that is gone on with."""
+    """Makes the folder of a run that is new; raises UserError where there is no storage for the
+    checkpoints of so many trials, or no more of it for a run that is gone on with."""
     try:
         if not folder.marker.exists():
             folder.create(config.to_yaml(), made_by)
@@ -154,7 +171,7 @@ def _lay_out(
             with atomic_write(folder.teacher) as temporary:
                 torch.save(teacher.state_dict(), temporary)
         # Weights, their averages and Adam's two moments, and something for the rest.
-        at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
+        bytes_each = 5 * folder.teacher.stat().st_size
         require_storage(folder.path, at_once, bytes_each)
     except OSError as error:
         raise UserError(f"{folder.path}: the run cannot be written: {error}") from None
