@@ -94,10 +94,10 @@ def concurrent_trials(config: ClusterConfig) -> int:
     if config.concurrent_trials is not None:
         return config.concurrent_trials
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return max(sum(_fitting(node, config.resources) for node in nodes), 1)
+    return max(sum(fitting(node, config.resources) for node in nodes), 1)
 
 
-def _fitting(node: Mapping[str, float], trial: Mapping[str, float]) -> int:
+def fitting(node: Mapping[str, float], trial: Mapping[str, float]) -> int:
     """How many times a node has what a trial asks for; parts of a GPU are of one and the same."""
     fit = node.get("CPU", 0) / trial["CPU"]
     if 0 < trial["GPU"] <= 1:

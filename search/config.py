@@ -160,17 +160,24 @@ class ClusterConfig(Frozen):
 
     address: Annotated[str, Field(description="local, auto or HOST:PORT")] = "local"
     cpus_per_trial: Annotated[
-        Literal["auto"] | Annotated[float, Field(gt=0)],
+        Annotated[float, Field(gt=0)] | Literal["auto"],
         Field(description="auto: what makes all together fastest, measured before the first probe"),
     ] = 1.0
     gpus_per_trial: Annotated[
-        Literal["auto"] | Annotated[float, Field(ge=0)],
+        Annotated[float, Field(ge=0)] | Literal["auto"],
         Field(description="auto: the same; none where no node has one"),
     ] = 0.0
     concurrent_trials: Annotated[
         int | None, Field(ge=1, description="at most; null is as many as the resources hold")
     ] = None
     dashboard: Annotated[bool, Field(description="Ray's dashboard on a local cluster")] = True
+
+    @field_validator("cpus_per_trial", "gpus_per_trial", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != AUTO and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"should be a number or {AUTO}, got {value!r}")
+        return value
 
     @property
     def resources(self) -> dict[str, float]:
