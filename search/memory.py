@@ -16,9 +16,9 @@ class Memory(InMemoryStorage):
     """Optuna's storage for one study of one objective, whose finished trials it shows to samplers
     up to the BEST ones of all and the LATEST ones.
 
-    TPE looks at all that it is shown for every parameter that it gives: with all trials, the
-    thousandth would take it six times as long as the hundredth. Older trials that were not among
-    the best weigh little with it anyhow.
+    TPE looks at all that it is shown for every group of parameters that it gives, and would take
+    longer with every trial. What that does to a search is in experiments.md. Those who ask for
+    copies, as `study.trials` does, get all.
     """
 
     def __init__(self, direction: StudyDirection) -> None:
