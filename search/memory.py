@@ -27,6 +27,7 @@ class Memory(InMemoryStorage):
         self._open: set[int] = set()  # ids of trials that are not over
         self._best: list[tuple[float, int]] = []  # value to be minimised and id, best first
         self._latest: deque[int] = deque(maxlen=LATEST)
+        self._shown: list[FrozenTrial] = []  # those of both, kept since TPE asks a dozen times
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         trial_id = super().create_new_trial(study_id, template_trial)
@@ -44,6 +45,9 @@ class Memory(InMemoryStorage):
         if state == TrialState.COMPLETE:
             insort(self._best, (self._sign * self.get_trial(trial_id).values[0], trial_id))
             del self._best[BEST:]
+        if state.is_finished():
+            shown = {*self._latest, *(known for _, known in self._best)}
+            self._shown = [self.get_trial(known) for known in shown]
         return was_set
 
     def get_all_trials(
@@ -54,6 +58,6 @@ class Memory(InMemoryStorage):
     ) -> list[FrozenTrial]:
         if states == (TrialState.WAITING,) or deepcopy:
             return super().get_all_trials(study_id, deepcopy, states)
-        shown = {*self._latest, *self._open, *(trial_id for _, trial_id in self._best)}
-        trials = map(self.get_trial, sorted(shown))
-        return [trial for trial in trials if states is None or trial.state in states]
+        trials = [*self._shown, *map(self.get_trial, self._open)]
+        asked_for = [trial for trial in trials if states is None or trial.state in states]
+        return sorted(asked_for, key=lambda trial: trial.number)
