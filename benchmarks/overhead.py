@@ -8,7 +8,8 @@ from its beginning to the beginning of the next, without the time in which batch
 it has the sampler, Tune, building and calibrating the student, validation, and every file that is
 written. The last line is one JSON object: `median_overhead_s` over all trials but the first, whose
 actor must start, and `last_over_first`, the mean overhead of the last hundred over that of the
-first.
+first. `driver_cpu_s` and `driver_last_over_first` are the same for the processor time of the driver
+alone, which other work on the machine does not touch.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 import time
 from datetime import date
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -27,6 +29,7 @@ from augmentation import processor
 from search.config import SearchConfig, load_config
 from search.ledger import opened
 from search.progress import Silence
+from search.results import Row
 from search.run_folder import RunFolder
 from search.stages import Stages
 from search.trainable import Shared
@@ -39,7 +42,21 @@ from trainers.teacher import frozen
 IMAGES = 40
 
 
-def probes(config: SearchConfig, folder: RunFolder) -> list[dict[str, Any]]:
+class DriverTime(Silence):
+    """Notes how much processor time the driver has had at the end of every trial."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def trial_ended(self, row: Row) -> None:
+        self.seconds.append(time.process_time())
+
+    def per_trial(self) -> list[float]:
+        """Seconds between the ends of trials that follow each other."""
+        return [after - before for before, after in pairwise(self.seconds)]
+
+
+def probes(config: SearchConfig, folder: RunFolder, driver: DriverTime) -> list[dict[str, Any]]:
     """The ledger of the probes of `config`, which are all run, line by line."""
     splits = load_splits(config.data)
     teacher = frozen(build_network("resnet8", 10, width=4, seed=0))
@@ -49,7 +66,7 @@ def probes(config: SearchConfig, folder: RunFolder) -> list[dict[str, Any]]:
     with opened(folder.ledger) as ledger:
         ledger.sitting({"augury": version("augury")})
         shared = Shared.put(config, splits, teacher, checkpoints=folder.checkpoints)
-        Stages(config, folder, ledger, {}, Silence()).probe(shared, space, start)
+        Stages(config, folder, ledger, {}, driver).probe(shared, space, start)
     return [json.loads(line) for line in folder.ledger.read_text().splitlines()]
 
 
@@ -63,6 +80,10 @@ def overheads(records: list[dict[str, Any]]) -> list[float]:
     ]
     pairs = zip(began, began[1:], training, strict=False)
     return [after - before - trained for before, after, trained in pairs]
+
+
+def last_over_first(seconds: list[float]) -> float:
+    return round(fmean(seconds[-100:]) / fmean(seconds[:100]), 3)
 
 
 def main() -> None:
@@ -86,12 +107,14 @@ def main() -> None:
     began = time.perf_counter()
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
-        found = overheads(probes(config, RunFolder(Path(folder) / "run")))
+        driver = DriverTime()
+        found = overheads(probes(config, RunFolder(Path(folder) / "run"), driver))[1:]
     ray.shutdown()
-    found = found[1:]
     figures = {
         "median_overhead_s": round(median(found), 4),
-        "last_over_first": round(fmean(found[-100:]) / fmean(found[:100]), 3),
+        "last_over_first": last_over_first(found),
+        "driver_cpu_s": round(median(driver.per_trial()), 4),
+        "driver_last_over_first": last_over_first(driver.per_trial()),
         "trials": options.trials,
         "searcher": options.searcher,
         "seconds": round(time.perf_counter() - began, 1),

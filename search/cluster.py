@@ -83,16 +83,13 @@ def lacking(config: ClusterConfig, workers: int = 1) -> str | None:
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     whose = "this machine" if config.address == "local" else "the largest node, for now,"
-    for key, resource, wanted in (
-        ("cpus_per_trial", "CPU", config.cpus_per_trial),
-        ("gpus_per_trial", "GPU", config.gpus_per_trial),
-    ):
+    for resource, wanted in config.resources.items():
         most = max((resources.get(resource, 0) for resources in nodes), default=0)
         if wanted > most:
-            return f"cluster.{key}: a trial asks for {wanted:g} {resource}, {whose} has {most:g}"
-    asked = config.of_workers(workers)
-    needs = {"CPU": asked.cpus_per_trial, "GPU": asked.gpus_per_trial}
-    room = sum(_times(needs, resources) for resources in nodes)
+            key = f"cluster.{resource.lower()}s_per_trial"
+            return f"{key}: a trial asks for {wanted:g} {resource}, {whose} has {most:g}"
+    needs = config.of_workers(workers).resources
+    room = sum(fitting(resources, needs) for resources in nodes)
     if workers > room:
         each = " and ".join(f"{needs[name]:g} {name}" for name in needs if needs[name])
         where = "this machine" if config.address == "local" else "the cluster, for now,"
@@ -103,20 +100,24 @@ def lacking(config: ClusterConfig, workers: int = 1) -> str | None:
     return None
 
 
-def _times(needs: Mapping[str, float], resources: Mapping[str, float]) -> int:
-    """How many times `needs` fit into `resources`."""
-    return min(math.floor(resources.get(name, 0) / need) for name, need in needs.items() if need)
-
-
 def concurrent_trials(config: ClusterConfig) -> int:
-    """How many trials may run at once: as configured, else as many as fit now."""
+    """How many trials may run at once: as configured, else as many as fit now, node by node."""
     if config.concurrent_trials is not None:
         return config.concurrent_trials
-    total = ray.cluster_resources()
-    fit = total.get("CPU", 1) / config.cpus_per_trial
-    if config.gpus_per_trial > 0:
-        fit = min(fit, total.get("GPU", 0) / config.gpus_per_trial)
-    return max(math.floor(fit), 1)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(sum(fitting(node, config.resources) for node in nodes), 1)
+
+
+def fitting(node: Mapping[str, float], trial: Mapping[str, float]) -> int:
+    """How many times a node has what a trial asks for, a CPU where that is not known yet; parts of
+    a GPU are of one and the same."""
+    fit = node.get("CPU", 0) / trial.get("CPU", 1)
+    gpus = trial.get("GPU", 0)
+    if 0 < gpus <= 1:
+        fit = min(fit, node.get("GPU", 0) * math.floor(1 / gpus))
+    elif gpus > 1:
+        fit = min(fit, node.get("GPU", 0) / gpus)
+    return math.floor(fit)
 
 
 def require_storage(place: Path | Store, students: int, bytes_each: int) -> None:

@@ -163,12 +163,21 @@ def kind_of(epochs: int, images: str, workers: int) -> str:
     return alone if workers == 1 else f"{alone}-{workers}workers"
 
 
+AUTO = "auto"
+
+
 class ClusterConfig(Frozen):
     """Where trials run: on this machine, or on the Ray cluster at `address`."""
 
     address: Annotated[str, Field(description="local, auto or HOST:PORT")] = "local"
-    cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    gpus_per_trial: Annotated[float, Field(ge=0)] = 0
+    cpus_per_trial: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["auto"],
+        Field(description="auto: what makes all together fastest, measured before the first probe"),
+    ] = 1.0
+    gpus_per_trial: Annotated[
+        Annotated[float, Field(ge=0)] | Literal["auto"],
+        Field(description="auto: the same; none where no node has one"),
+    ] = 0.0
     concurrent_trials: Annotated[
         int | None, Field(ge=1, description="at most; null is as many as the resources hold")
     ] = None
@@ -177,9 +186,22 @@ class ClusterConfig(Frozen):
     def of_workers(self, workers: int) -> "ClusterConfig":
         """What each of so many workers of one student asks for: of several, each has GPUs of its
         own, since no two can exchange gradients on one."""
-        if workers == 1:
+        if workers == 1 or isinstance(self.gpus_per_trial, str):
             return self
-        return self.model_copy(update={"gpus_per_trial": math.ceil(self.gpus_per_trial)})
+        return self.model_copy(update={"gpus_per_trial": float(math.ceil(self.gpus_per_trial))})
+
+    @field_validator("cpus_per_trial", "gpus_per_trial", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != AUTO and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"should be a number or {AUTO}, got {value!r}")
+        return value
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a trial asks Ray for, but for what is `auto` and so not known yet."""
+        asked = {"CPU": self.cpus_per_trial, "GPU": self.gpus_per_trial}
+        return {name: number for name, number in asked.items() if not isinstance(number, str)}
 
 
 class SearchConfig(Frozen):

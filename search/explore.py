@@ -56,7 +56,7 @@ def explore(
 def spent(config: SearchConfig, ledger: Ledger) -> str | None:
     """What ends the probing, in words; None while there is something left of everything."""
     search, probes = config.search, ledger.of("probe")
-    budget, gpus = search.budget, config.cluster.gpus_per_trial
+    budget, gpus = search.budget, config.cluster.resources.get("GPU", 0)
     if too_many(probes, search.max_failed_share):
         return "too many probes failed"
     if len(probes) >= search.trials:

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 
 from search.config import ExploreConfig
 from search.ledger import Ledger, Trial
+from search.memory import Memory
 from search.results import FINISHED, STOPPED
 from search.warm_start import WarmStart
 from spaces import PolicySpace, randomness
@@ -42,7 +43,11 @@ class Proposals:
         self._space = FlatSpace(space) if config.searcher in FLAT else space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directions = [DIRECTIONS[mode] for mode in config.directions.values()]
-        self._study = optuna.create_study(directions=directions)
+        # Several objectives have no best BEST: their fronts need all trials.
+        one = config.searcher == "tpe" and len(directions) == 1
+        self._study = optuna.create_study(
+            directions=directions, storage=Memory(directions[0]) if one else None
+        )
         self._first = list({p.on(space.base).identity: p for p in start.first}.values())
         self._running: dict[str, optuna.Trial] = {}  # by the id of ours
         self._known: set[str] = set()  # identities of policies

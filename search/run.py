@@ -16,6 +16,7 @@ from search.cluster import concurrent_trials, connected, lacking, require_storag
 from search.code_version import code_version
 from search.config import SearchConfig, differences, flat, load_config
 from search.ledger import opened
+from search.packing import keep, packing_for
 from search.progress import Listener
 from search.run_folder import RunFolder, write_text
 from search.stages import SearchFailedError, SearchResult, Stages
@@ -113,8 +114,7 @@ def _changed(config: SearchConfig, section: str, **given: int | None) -> SearchC
 def _search(
     config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
 ) -> SearchResult:
-    if config.search.budget.gpu_hours is not None and not config.cluster.gpus_per_trial:
-        raise UserError("search.budget.gpu_hours: probes use no GPU by cluster.gpus_per_trial")
+    _require_gpus(config)
     splits = load_splits(config.data)
     made_by, start = _made_by(config, splits, folder)
     space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
@@ -133,15 +133,23 @@ def _search(
         listen.note(f"search space: {space.size:,} policies")
         listen.stage(f"teacher {config.teacher.network} on {splits.name}")
         teacher = _teacher(config, splits, folder)
-        _lay_out(folder, config, made_by, teacher)
+        checkpoints = folder.for_workers(folder.checkpoints)
+        shared = Shared.put(config, splits, teacher, student, checkpoints=checkpoints)
+        given, packing = config, packing_for(config, shared, folder.packing)
+        if packing is not None:
+            listen.note(packing.told)
+            config = packing.applied(given)
+            _require_gpus(config)
+        _lay_out(folder, given, made_by, teacher, at_once=concurrent_trials(config.cluster))
         with opened(folder.ledger, folder.publish_line) as ledger:
-            if config != load_config(folder.config):  # the run keeps what was given
-                write_text(folder.config, config.to_yaml())
+            if given != load_config(folder.config):  # the run keeps what was given
+                write_text(folder.config, given.to_yaml())
                 folder.publish(folder.config)
+            if packing is not None:
+                keep(packing, folder.packing)
+                folder.publish(folder.packing)
             ledger.sitting(made_by["versions"])
             stages = Stages(config, folder, ledger, made_by, listen)
-            checkpoints = folder.for_workers(folder.checkpoints)
-            shared = Shared.put(config, splits, teacher, student, checkpoints=checkpoints)
             try:
                 if probing:
                     stages.probe(shared, space, start)
@@ -155,11 +163,21 @@ def _search(
                 raise SearchFailedError(f"the run could not be written: {error}") from error
 
 
+def _require_gpus(config: SearchConfig) -> None:
+    """Raises UserError where GPU hours are counted and probes use no GPU."""
+    if config.search.budget.gpu_hours is not None and config.cluster.gpus_per_trial == 0:
+        raise UserError("search.budget.gpu_hours: probes use no GPU by cluster.gpus_per_trial")
+
+
 def _lay_out(
-    folder: RunFolder, config: SearchConfig, made_by: dict[str, Any], teacher: nn.Module
+    folder: RunFolder,
+    config: SearchConfig,
+    made_by: dict[str, Any],
+    teacher: nn.Module,
+    at_once: int,
 ) -> None:
-    """Makes the folder of a run that is new; raises UserError where there is no storage for it, or
-    no more of it for one that is gone on with."""
+    """Makes the folder of a run that is new; raises UserError where there is no storage for the
+    checkpoints of so many trials, or no more of it for a run that is gone on with."""
     try:
         if not folder.marker.exists():
             folder.create(config.to_yaml(), made_by)
@@ -168,7 +186,7 @@ def _lay_out(
                 torch.save(teacher.state_dict(), temporary)
             folder.publish(folder.teacher)
         # Weights, their averages and Adam's two moments, and something for the rest.
-        at_once, bytes_each = concurrent_trials(config.cluster), 5 * folder.teacher.stat().st_size
+        bytes_each = 5 * folder.teacher.stat().st_size
         require_storage(folder.for_workers(folder.path), at_once, bytes_each)
     except OSError as error:
         raise UserError(f"{folder}: the run cannot be written: {error}") from None

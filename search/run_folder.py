@@ -92,6 +92,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def packing(self) -> Path:
+        """How trials share devices, where that was measured: a list, one entry for each cluster."""
+        return self.path / "packing.json"
+
+    @property
     def tune(self) -> Path:
         """Ray Tune's own results: `search/` and `promote/` below it."""
         return self.path / "tune"

@@ -173,8 +173,8 @@ class Stages:
         began = time.monotonic()
         if began >= self._next_write:
             self._write(self._ranked())
-            # However long the table grows, writing it takes a twentieth of the time.
-            self._next_write = time.monotonic() + 20 * (time.monotonic() - began)
+            # However long the table grows, writing it takes a hundredth of the time.
+            self._next_write = time.monotonic() + 100 * (time.monotonic() - began)
 
     def _ended(self, trial: Trial) -> None:
         if not trial.lost:  # else it may yet go on from there
