@@ -103,6 +103,7 @@ class ProbeTrial(tune.Trainable):
         self._teacher.to(self._device)
         self._student, self._total_epochs, self._students = shared.student, epochs, students
         self._checkpoints, self._origin = shared.checkpoints, shared.origin
+        self._name = f"students of {shared.checkpoints.parent.name}, one after the other"
         self._trainer: StudentTrainer | None = None
         self._reports: Iterator[EpochReport] = iter(())
 
@@ -118,6 +119,8 @@ class ProbeTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
+        # Until Ray sets it again: the dashboard's list of processes shows who is being trained.
+        ray._raylet.setproctitle(f"ray::{self._title()}")  # type: ignore[attr-defined]
         try:
             report = self._next_epoch()
         except (DivergedError, UserError) as error:
@@ -127,6 +130,7 @@ class ProbeTrial(tune.Trainable):
         assert self._trainer is not None
         result = report.as_dict() | {
             "device": self._device_name(),
+            "gpu_memory_bytes": torch.cuda.memory_reserved(),  # 0 without a GPU
             "batch_size": self._trainer.recipe.batch_size,
             "done": report.epoch >= self._total_epochs,
         }
@@ -153,6 +157,7 @@ class ProbeTrial(tune.Trainable):
 
     def _begin(self, batch_size: int) -> None:
         """Makes the trainer, or the one that a checkpoint left off with."""
+        print(self._title())  # into the actor's log
         kept = self._kept()
         size = kept["batch_size"] if kept else batch_size
         trainer = StudentTrainer(
@@ -235,8 +240,14 @@ class ProbeTrial(tune.Trainable):
         fresh = build_network(network.name, classes, width=network.width, seed=self.config["seed"])
         return fresh.to(self._device)
 
-    def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
-        return f"Student({policy_from_json(self.config['policy'])})"
+    def _title(self) -> str:
+        """Whoever is being trained, in short."""
+        return f"{self._policy()}, seed {self.config['seed']}"
+
+    # The name of the actor on Ray's dashboard, which is asked for when it is made and never again:
+    # it is that of no student, since there will be others.
+    def __repr__(self) -> str:
+        return self._name
 
 
 def checkpoint(folder: Path, policy: Policy, seed: int, epochs: int) -> Path:

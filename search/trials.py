@@ -19,13 +19,15 @@ from ray.tune.search import Searcher
 
 from search.cluster import concurrent_trials
 from search.config import ClusterConfig
-from search.ledger import Ledger, Trial, outcome
+from search.failures import LOST
+from search.ledger import Ledger, Stage, Trial, outcome
 from search.results import FAILED, STOPPED
+from search.telemetry import Telemetry
 from search.trainable import ProbeTrial, Shared
+from spaces.policy import policy_from_json
 from trainers.student import FIGURES
 
 RETRIES = 3  # of a trial whose worker was lost
-LOST = "the worker was lost"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -122,6 +124,8 @@ def run_trials(
     trainable = tune.with_parameters(
         ProbeTrial, shared=shared, epochs=sitting.epochs, students=students
     )
+    stage: Stage = "probe" if students is None else "promotion"
+    telemetry = Telemetry(sitting.ledger, stage, sitting.objective)
     with gently(sitting):
         while True:
             tune.run(
@@ -133,11 +137,12 @@ def run_trials(
                 search_alg=_Proposer(sitting, propose),
                 scheduler=scheduler or FIFOScheduler(),
                 stop=_Stopper(sitting),
-                callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
+                callbacks=[JsonLoggerCallback(), _Scribe(sitting), telemetry],
                 max_concurrent_trials=concurrent_trials(cluster),
                 max_failures=RETRIES,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 reuse_actors=True,
+                trial_name_creator=_title,
                 trial_dirname_creator=_trial_name,
                 raise_on_failed_trial=False,
                 verbose=0,
@@ -247,3 +252,8 @@ def _reason(trial: Any) -> str:
 def _trial_name(trial: Any) -> str:
     """The name of a trial's folder."""
     return str(trial.config["trial"])
+
+
+def _title(trial: Any) -> str:
+    """What Tune calls a trial in its messages."""
+    return f"{trial.config['trial']} {policy_from_json(trial.config['policy'])}"
