@@ -28,6 +28,10 @@ class _Student:
     epochs: int  # that were counted
     gpu_memory: int = 0  # bytes
 
+    def speed(self, otherwise: float) -> float:
+        """Images per second of the last epoch; `otherwise` before there is one."""
+        return self.trial.figures.get("images_per_second", otherwise)
+
 
 class Telemetry(tune.Callback):
     """Keeps the figures of one stage of a run up to date with its ledger.
@@ -48,6 +52,7 @@ class Telemetry(tune.Callback):
         self._running: dict[str, _Student] = {}
         self._best = {objective: math.nan, "validation_accuracy": math.nan}
         self._counts = dict.fromkeys(STATES, 0)
+        self._latest_speed = 0.0  # images per second, taken for trials that have told none yet
         tags = {"run": ledger.path.parent.name, "stage": stage}
         self._trials = _gauge("augury_trials", "trials by state", tags, "state")
         self._failures = _counter("augury_failures", "failed trials", tags, "reason")
@@ -73,6 +78,7 @@ class Telemetry(tune.Callback):
         if now > student.epochs:  # Ray refuses to count nothing
             self._epochs.inc(now - student.epochs)
         student.epochs, student.gpu_memory = now, result.get("gpu_memory_bytes", 0)
+        self._latest_speed = student.speed(otherwise=self._latest_speed)
         self._tell()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -114,8 +120,7 @@ class Telemetry(tune.Callback):
             self._best_objective.set(best, {"objective": self._objective})
         if math.isfinite(best := self._best["validation_accuracy"]):
             self._best_accuracy.set(best)
-        speeds = (student.trial.figures.get("images_per_second", 0.0) for student in running)
-        self._speed.set(sum(speeds))
+        self._speed.set(sum(student.speed(otherwise=self._latest_speed) for student in running))
         self._memory.set(sum(student.gpu_memory for student in running))
 
 

@@ -124,6 +124,7 @@ def run_trials(
     trainable = tune.with_parameters(
         ProbeTrial, shared=shared, epochs=sitting.epochs, students=students
     )
+    trainable.__qualname__ = ProbeTrial.__name__  # the dashboard would call it after Tune's closure
     stage: Stage = "probe" if students is None else "promotion"
     telemetry = Telemetry(sitting.ledger, stage, sitting.objective)
     with gently(sitting):

@@ -13,8 +13,6 @@ import pytest
 import ray
 
 from search.config import load_config
-from search.failures import LOST, kind
-from search.ledger import read
 from search.progress import Silence
 from search.run import run_search
 from search.run_folder import RunFolder
@@ -23,7 +21,7 @@ CONFIG = load_config(
     overrides=[
         "data.student_images=40",
         "teacher={width: 4, epochs: 2}",
-        "student.recipe={repeats: 40, batch_size: 8}",
+        "student.recipe={repeats: 4, batch_size: 8}",
         "search={trials: 3, probe_epochs: 2, warm_start: [none, cutmix, mixup]}",
         "promotion={top: 1, epochs: 1, seeds: 2}",
         "cluster.concurrent_trials=1",
@@ -52,6 +50,7 @@ class Pages:
 
     def actors(self) -> list[str]:
         content = json.loads(_get(f"{self._dashboard}/logical/actors"))
+        Path("/tmp/exp-m/actors.json").write_text(json.dumps(content))
         actors = content["data"]["actors"].values()
         return [a["reprName"] for a in actors if a["actorClass"].endswith("ProbeTrial")]
 
@@ -97,7 +96,7 @@ def test_a_search_is_told_in_figures_and_its_trials_by_their_policies(pages, tmp
     looking.start()
     try:
         run_search(CONFIG, folder, Silence())
-        time.sleep(3)
+        time.sleep(1)
     finally:
         over.set()
         looking.join()
