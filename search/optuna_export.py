@@ -1,8 +1,8 @@
 """A run as a study of Optuna, for its dashboard, plots and importances.
 
 It is made of the run's files alone and never read back: the ledger stays the one truth. Trials have
-the numbers, parameters, distributions and states that the search's own study has; what was known of
-earlier runs is not among them.
+the parameters, distributions, values and states that they have in the search's own study; what was
+known of earlier runs, and proposals that repeated themselves, are not among them.
 """
 
 import math
