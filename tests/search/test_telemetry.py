@@ -24,9 +24,9 @@ from spaces import scheme
 
 CONFIG = load_config(
     overrides=[
-        "data.student_images=40",
-        "teacher={width: 4, epochs: 2}",
-        "student.recipe={repeats: 24, batch_size: 8}",
+        "data={name: digits, student_images: 40, train_images: 120, validation_images: 60}",
+        "teacher={width: 4, epochs: 1}",
+        "student.recipe={repeats: 16, batch_size: 8}",
         "search={trials: 3, probe_epochs: 2, warm_start: [none, cutmix, mixup]}",
         "promotion={top: 1, epochs: 1, seeds: 1}",
         "cluster.concurrent_trials=1",
@@ -111,7 +111,7 @@ def test_a_search_is_told_in_figures_and_its_trials_by_their_policies(pages, tmp
     over = threading.Event()
 
     def look() -> None:
-        while not over.wait(0.1):
+        while not over.wait(0.2):
             seen.append(pages.samples())
             now = pages.actors()
             actors.update(now)
