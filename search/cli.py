@@ -14,6 +14,7 @@ from rich.console import Console
 from search.options import Config, Json, Overrides, Quiet, print_json
 from search.student_cli import student
 from search.teacher_cli import teacher
+from search.watch_cli import app as watching
 
 if TYPE_CHECKING:
     from search.progress import Listener
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
+app.add_typer(watching)
 
 
 def _print_version(asked: bool) -> None:

@@ -135,7 +135,7 @@ class JointTrial(tune.Trainable):
     def load_checkpoint(self, checkpoint_dir: str) -> None: ...  # type: ignore[override]
 
     def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
-        return f"Workers({policy_from_json(self.config['policy'])})"
+        return f"workers for students of {self._shared.run}"
 
 
 class _Run(Thread):

@@ -1,10 +1,10 @@
-"""When too much fails, and what the failures have in common."""
+"""When too much fails, what the failures have in common, and of what kind one is."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-from search.ledger import Trial
+from search.ledger import LOST, Trial
 from search.results import FAILED
 
 FEW = 5  # failures that a search always bears
@@ -37,3 +37,14 @@ def _traits(trial: Trial) -> set[str]:
     if policy.mixing is not None:
         found.add(f"the mixing {policy.mixing.name}")
     return found | {f"the {name} {value}" for name, value in trial.places.items()}
+
+
+def kind(failure: str) -> str:
+    """Which of a few kinds a failure is of: lost, diverged, memory, user or other."""
+    if failure.startswith(LOST):
+        return "lost"
+    if failure.startswith("DivergedError:") or failure.endswith("was not a finite number"):
+        return "diverged"
+    if re.search(r"OutOfMemoryError|MemoryError|out of memory", failure, re.IGNORECASE):
+        return "memory"
+    return "user" if failure.startswith("UserError:") else "other"

@@ -2,16 +2,22 @@
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from search.config import SearchConfig, load_config
+from search.failures import kind
 from search.ledger import Ledger, Stage, Trial, read, worked_on
-from search.results import FINISHED, ranked
+from search.results import FAILED, FINISHED, ranked
 from search.run_folder import RunFolder
 
 RUNNING = "running"
+POINTS = 60  # of the history, at most, that `as_dict` gives
+PAUSE = 1.0  # seconds between two looks at a run, at least
+
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class Standing:
         return self.ledger.concluded
 
     @property
+    def over(self) -> bool:
+        """Whether nothing will change by itself: it is done, or nobody works on it."""
+        return self.done or not self.working
+
+    @property
     def trials(self) -> list[Trial]:
         """Those of the stage that have begun, in that order."""
         return self.ledger.of(self.stage)
@@ -51,6 +62,19 @@ class Standing:
     @property
     def running(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.status is None]
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many trials of the stage failed, by the kind of failure."""
+        failed = (trial for trial in self.trials if trial.status == FAILED)
+        return dict(Counter(kind(trial.failure or "") for trial in failed))
+
+    @property
+    def last_failure(self) -> str | None:
+        """What the trial of the stage that failed last had to say, and its policy."""
+        ended = (trial for event, trial in reversed(self.ledger.history) if event == "ended")
+        failed = (t for t in ended if t.stage == self.stage and t.status == FAILED)
+        return next((f"{trial.policy}: {trial.failure}" for trial in failed), None)
 
     @property
     def epochs(self) -> int:
@@ -98,7 +122,7 @@ class Standing:
         return min(max(by_epochs, min(by_time, by_epochs + 1 / self.epochs)), 1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines; times in seconds."""
+        """For machines; times in seconds, since 1970 where they are `_at`."""
         best, objective = self.best, self.config.search.objective
         return {
             "run": str(self.folder.path),
@@ -110,9 +134,28 @@ class Standing:
             "objective": objective,
             "best": None if best is None else best.figures[objective],
             "best_policy": None if best is None else str(best.policy),
+            "history": _thinned(self.history),
+            "epochs": self.epochs,
+            "running": [
+                {
+                    "trial": trial.id,
+                    "policy": str(trial.policy),
+                    "epoch": max(trial.epochs, default=0),
+                    "began_at": trial.began_at,
+                }
+                for trial in self.running
+            ],
+            "failures": self.failures,
+            "last_failure": self.last_failure,
             "seconds": self.ledger.seconds_worked(),
             "seconds_left": self.seconds_left,
         }
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """The last of every so many `values`, the very last included."""
+    step = -(-len(values) // POINTS)
+    return values[::-1][:: max(step, 1)][::-1]
 
 
 def standing(folder: RunFolder) -> Standing:
@@ -120,5 +163,32 @@ def standing(folder: RunFolder) -> Standing:
 
     Raises UserError where its ledger or config cannot be read.
     """
-    ledger = read(folder.ledger)
-    return Standing(folder, load_config(folder.config), ledger, worked_on(folder.ledger))
+    working = worked_on(folder.ledger)  # before: whoever ended since has written all that there is
+    return Standing(folder, load_config(folder.config), read(folder.ledger), working)
+
+
+def look_at(folder: RunFolder) -> Callable[[], Standing]:
+    """`standing` for who looks often: a ledger that has not grown is not read again."""
+    seen: dict[int, Standing] = {}  # by the size of the ledger, the latest
+
+    def look() -> Standing:
+        working = worked_on(folder.ledger)
+        size = folder.ledger.stat().st_size if folder.ledger.exists() else 0
+        if size not in seen:
+            seen.clear()
+            seen[size] = standing(folder)
+        return replace(seen[size], working=working)
+
+    return look
+
+
+def until(over: Callable[[Seen], bool], look: Callable[[], Seen]) -> Iterator[Seen]:
+    """What `look` gives, again and again, the first that is `over` included."""
+    while True:
+        began = time.monotonic()
+        seen = look()
+        yield seen
+        if over(seen):
+            return
+        # However long the ledger grows, looking at it takes a tenth of the time.
+        time.sleep(max(PAUSE, 9 * (time.monotonic() - began)))

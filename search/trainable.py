@@ -69,6 +69,11 @@ class Shared:
         origin = hashlib.blake2b("\n".join(made_by).encode(), digest_size=8).hexdigest()
         return cls(*arrays, config.teacher, config.student, weights, checkpoints, origin)
 
+    @property
+    def run(self) -> str:
+        """The name of the run's folder."""
+        return Path(str(self.checkpoints)).parent.name
+
     def learning_from(self, images: Literal["student", "train"], workers: int = 1) -> "Shared":
         """The same for students that learn from another part of the data, of so many workers."""
         made_by = images if workers == 1 else f"{images}-{workers}"
@@ -128,6 +133,7 @@ class Distillation:
         """Makes a student, with half the batch where it is to be `halved`, or the one that a
         checkpoint left off with; says how many epochs that one has been trained."""
         self._policy, self._seed = policy, seed
+        print(self._title())  # into the log of the actor
         size = self._student.recipe.batch_size // (2 if halved else 1)
         kept = self._kept()
         if kept is not None and kept["batch_size"] > size:
@@ -151,10 +157,13 @@ class Distillation:
 
     def next_epoch(self) -> dict[str, Any]:
         """What an epoch tells, as Tune hears it. Raises what training raises."""
+        # Until Ray sets it again: the dashboard's list of processes shows who is being trained.
+        ray._raylet.setproctitle(f"ray::{self._title()}")  # type: ignore[attr-defined]
         assert self._trainer is not None
         report = next(self._reports)
         result = report.as_dict() | {
             "device": self._device_name(),
+            "gpu_memory_bytes": torch.cuda.memory_reserved(),  # 0 without a GPU
             "batch_size": self._trainer.recipe.batch_size,
             "done": report.epoch >= self._total_epochs,
         }
@@ -163,6 +172,9 @@ class Distillation:
             if parallel.rank() == 0:
                 self._keep(self._trainer, report)
         return result
+
+    def _title(self) -> str:
+        return f"{self._policy}, seed {self._seed}"
 
     def forget(self) -> None:
         """Lets go of the student."""
@@ -246,6 +258,7 @@ class ProbeTrial(tune.Trainable):
     ) -> None:
         device = "cuda" if config["gpus"] > 0 else "cpu"
         self._student = Distillation(shared, epochs, students, cpus=config["cpus"], device=device)
+        self._name = f"students of {shared.run}, one after the other"
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> PlacementGroupFactory:
@@ -286,8 +299,10 @@ class ProbeTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint_dir: str) -> None: ...  # type: ignore[override]
 
-    def __repr__(self) -> str:  # the name of the actor on Ray's dashboard
-        return f"Student({policy_from_json(self.config['policy'])})"
+    # The name of the actor on Ray's dashboard, which is asked for when it is made and never again:
+    # it is that of no student, since there will be others.
+    def __repr__(self) -> str:
+        return self._name
 
 
 def checkpoint_name(policy: Policy, seed: int, epochs: int) -> str:

@@ -23,7 +23,9 @@ from search.data_parallel import JointTrial, WorkersLostError
 from search.ledger import LOST, Ledger, Trial, outcome
 from search.results import FAILED, STOPPED
 from search.storage import Store
+from search.telemetry import Telemetry
 from search.trainable import ProbeTrial, Shared
+from spaces.policy import policy_from_json
 from trainers.student import FIGURES
 
 RETRIES = 3  # of a trial whose worker was lost, in one sitting
@@ -122,6 +124,8 @@ def run_trials(
     # Every trial asks for the same resources: Tune caches actors per request.
     resources = {"cpus": cluster.cpus_per_trial, "gpus": cluster.gpus_per_trial}
     trainable = tune.with_parameters(kind, shared=shared, epochs=sitting.epochs, students=students)
+    trainable.__qualname__ = kind.__name__  # the dashboard would call it after Tune's closure
+    telemetry = Telemetry(sitting.ledger, sitting.ledger.stage[0], sitting.objective, shared.run)
     with gently(sitting):
         while True:
             tune.run(
@@ -133,11 +137,12 @@ def run_trials(
                 search_alg=_Proposer(sitting, propose),
                 scheduler=scheduler or FIFOScheduler(),
                 stop=_Stopper(sitting),
-                callbacks=[JsonLoggerCallback(), _Scribe(sitting)],
+                callbacks=[JsonLoggerCallback(), _Scribe(sitting), telemetry],
                 max_concurrent_trials=max(concurrent_trials(cluster) // shared.workers, 1),
                 max_failures=RETRIES,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 reuse_actors=True,
+                trial_name_creator=_title,
                 trial_dirname_creator=_trial_name,
                 raise_on_failed_trial=False,
                 verbose=0,
@@ -248,3 +253,8 @@ def _reason(trial: Any) -> str:
 def _trial_name(trial: Any) -> str:
     """The name of a trial's folder."""
     return str(trial.config["trial"])
+
+
+def _title(trial: Any) -> str:
+    """What Tune calls a trial in its messages."""
+    return f"{trial.config['trial']} {policy_from_json(trial.config['policy'])}"

@@ -1,0 +1,136 @@
+"""A search in figures, at the metrics port of the node that runs it, for Prometheus.
+
+Ray puts `ray_` before the names and `_total` behind those of counters. Nothing is told by trial:
+series never end, and a search has thousands.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+from ray.util.metrics import Counter, Gauge
+
+from search.failures import kind
+from search.ledger import Ledger, Stage, Trial
+from search.results import FAILED, FINISHED, STOPPED
+from search.standing import RUNNING
+from trainers.student import OBJECTIVES
+
+STATES = (RUNNING, FINISHED, STOPPED, FAILED)
+
+
+@dataclass
+class _Student:
+    """One that is being trained."""
+
+    trial: Trial
+    epochs: int  # that were counted
+    gpu_memory: int = 0  # bytes
+
+    def speed(self, otherwise: float) -> float:
+        """Images per second of the last epoch; `otherwise` before there is one."""
+        return self.trial.figures.get("images_per_second", otherwise)
+
+
+class Telemetry(tune.Callback):
+    """Keeps the figures of one stage of a run up to date with its ledger.
+
+    It has to hear of everything after whoever writes the ledger. All have the tags `run`, the name
+    of its folder, and `stage`:
+
+    - augury_trials, by `state`: running, finished, stopped and failed.
+    - augury_failures, counted by `reason`: what `failures.kind` tells apart.
+    - augury_best_objective, by `objective`: the best value of what ranks first.
+    - augury_best_validation_accuracy: a fraction, of whatever trial.
+    - augury_images_per_second and augury_gpu_memory_bytes: sums over what runs.
+    - augury_epochs, counted.
+    """
+
+    def __init__(self, ledger: Ledger, stage: Stage, objective: str, run: str) -> None:
+        self._ledger, self._objective = ledger, objective
+        self._running: dict[str, _Student] = {}
+        self._best = {objective: math.nan, "validation_accuracy": math.nan}
+        self._counts = dict.fromkeys(STATES, 0)
+        self._latest_speed = 0.0  # images per second, taken for trials that have told none yet
+        tags = {"run": run, "stage": stage}
+        self._trials = _gauge("augury_trials", "trials by state", tags, "state")
+        self._failures = _counter("augury_failures", "failed trials", tags, "reason")
+        self._best_objective = _gauge("augury_best_objective", "best so far", tags, "objective")
+        self._best_accuracy = _gauge("augury_best_validation_accuracy", "best so far", tags)
+        self._speed = _gauge("augury_images_per_second", "of all running trials", tags)
+        self._memory = _gauge("augury_gpu_memory_bytes", "held by all running trials", tags)
+        self._epochs = _counter("augury_epochs", "epochs of students", tags)
+        for trial in ledger.of(stage):
+            self._count(trial)
+        self._tell()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        known = self._known(trial)
+        self._running.setdefault(known.id, _Student(known, len(known.epochs)))
+        self._tell()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        student = self._running[self._known(trial).id]
+        now = len(student.trial.epochs)
+        if now > student.epochs:  # Ray refuses to count nothing
+            self._epochs.inc(now - student.epochs)
+        student.epochs, student.gpu_memory = now, result.get("gpu_memory_bytes", 0)
+        self._latest_speed = student.speed(otherwise=self._latest_speed)
+        self._tell()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._over(self._known(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._over(self._known(trial))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        self._running.clear()
+        self._tell()
+
+    def _known(self, trial: Any) -> Trial:
+        return self._ledger.trials[trial.config["trial"]]
+
+    def _over(self, trial: Trial) -> None:
+        # One without a status is left to be gone on with.
+        if self._running.pop(trial.id, None) is not None and trial.status is not None:
+            self._count(trial)
+            if trial.status == FAILED:
+                self._failures.inc(tags={"reason": kind(trial.failure or "")})
+        self._tell()
+
+    def _count(self, trial: Trial) -> None:
+        if trial.status is None:
+            return
+        self._counts[trial.status] += 1
+        for figure, best in self._best.items():
+            value = trial.figures.get(figure, math.nan)
+            better = min if OBJECTIVES[figure] == "min" else max
+            if trial.status == FINISHED and math.isfinite(value):
+                self._best[figure] = value if math.isnan(best) else better(best, value)
+
+    def _tell(self) -> None:
+        running = self._running.values()
+        for state, count in (self._counts | {RUNNING: len(running)}).items():
+            self._trials.set(count, {"state": state})
+        if math.isfinite(best := self._best[self._objective]):
+            self._best_objective.set(best, {"objective": self._objective})
+        if math.isfinite(best := self._best["validation_accuracy"]):
+            self._best_accuracy.set(best)
+        self._speed.set(sum(student.speed(otherwise=self._latest_speed) for student in running))
+        self._memory.set(sum(student.gpu_memory for student in running))
+
+
+def _gauge(name: str, meaning: str, tags: dict[str, str], *keys: str) -> Gauge:
+    gauge = Gauge(name, meaning, tag_keys=(*tags, *keys))
+    gauge.set_default_tags(tags)
+    return gauge
+
+
+def _counter(name: str, meaning: str, tags: dict[str, str], *keys: str) -> Counter:
+    counter = Counter(name, meaning, tag_keys=(*tags, *keys))
+    counter.set_default_tags(tags)
+    return counter

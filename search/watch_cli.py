@@ -1,0 +1,77 @@
+"""`augury watch` and `augury optuna`: a run while it is searched."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from search.watch import Told
+
+app = typer.Typer()
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
+) -> None:
+    """Watch a search: its best so far, what runs, what failed, the time that is left.
+
+    Ends with the search: 0 where it is done, 1 where nobody works on it any more. Without a
+    terminal there is a line whenever trials begin or end.
+    """
+    from rich.console import Console
+
+    from search import watch as watching
+
+    told = watching.watch(_look(run), Console(), once=once)
+    if not (once or told["done"]):
+        raise typer.Exit(1)
+
+
+@app.command("optuna")
+def optuna_study(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(help="File to write instead: .db for SQLite, else a journal."),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Keep the file up to date until the search ends.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the dashboard.")] = 8080,
+) -> None:
+    """Show the probes of a run on Optuna's dashboard, also while they are searched.
+
+    Or write them as a study to a file, which optuna-dashboard and Optuna's own plots and
+    importances read. The run itself is left as it is.
+    """
+    from search.run_folder import RunFolder
+    from spaces.errors import UserError
+
+    folder = RunFolder.open(run)
+    if to is None:
+        if follow:
+            raise UserError("--follow keeps the file of --to up to date: name one")
+        from search.optuna_dashboard import serve
+
+        serve(folder, port)
+        return
+
+    from search.optuna_export import export_study, follow_study
+
+    if follow:
+        follow_study(folder, to)
+    else:
+        print(f"{export_study(folder, to)} trials in {to}")
+
+
+def _look(run: str) -> "Callable[[], Told]":
+    """What tells how the run is; raises UserError where there is none."""
+    from search.run_folder import RunFolder
+    from search.standing import look_at
+
+    look = look_at(RunFolder.open(Path(run)))
+    return lambda: look().as_dict()
