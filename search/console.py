@@ -59,6 +59,7 @@ def print_result(result: "SearchResult", config: "SearchConfig") -> None:
         f"\n[b]Verdict[/b] ({student}): {escape(result.verdict.sentence)}\n", soft_wrap=True
     )
     console.print(f"ranking      {result.folder.policies}", soft_wrap=True, highlight=False)
+    console.print(f"report       {result.folder.report}", soft_wrap=True, highlight=False)
     console.print(f"best policy  {result.folder.best_policy}", soft_wrap=True, highlight=False)
 
 

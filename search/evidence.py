@@ -4,10 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from search import figures, importance
@@ -76,7 +74,7 @@ def history(now: Standing) -> Plot:
     """The search, probe by probe."""
     search = now.config.search
     better = min if search.mode == "min" else max
-    best, records = math.nan, []
+    best, records = math.nan, list[dict[str, Any]]()
     for event, trial in now.ledger.history:
         if event == "ended" and trial.stage == "probe":
             value = trial.figures.get(search.objective, math.nan)
@@ -158,6 +156,14 @@ def matters(now: Standing) -> list[Plot]:
     if effects := importance.effects(now.config, now.ledger):
         plots.append(figures.operations(effects, search.objective, search.mode))
     return plots
+
+
+def too_few(now: Standing) -> str:
+    """Why there is nothing on the importance of parameters, where that is so."""
+    finished = sum(trial.status == FINISHED for trial in now.ledger.of("probe"))
+    if finished >= importance.FEWEST:
+        return ""
+    return f"{finished} finished probes say nothing of parameters; it takes {importance.FEWEST}."
 
 
 def fronts(now: Standing, rows: Sequence[Row]) -> list[Plot]:

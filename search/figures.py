@@ -1,7 +1,7 @@
 """The figures of a run: what is drawn, the data behind it, and files of both.
 
-Colours are those of a light page; where a figure lies inside a page they are the page's own, so that
-it follows light and dark. Nothing here touches pyplot, whose state is global.
+Colours are those of a light page; where a figure lies inside a page they are the page's own, so
+that it follows light and dark. Nothing here touches pyplot, whose state is global.
 """
 
 import re
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import matplotlib as mpl
@@ -17,7 +18,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from search.importance import Effect, Share
 from search.results import FAILED, FINISHED, STOPPED
@@ -25,16 +25,16 @@ from spaces.atomic_write import atomic_write
 
 MOST_POINTS = 2000  # of one figure: more are a cloud, and megabytes
 MOST_BARS = 16
-# A page may set the custom properties: `ink` for text, `quiet` for what is beside the point.
+LABEL = 44  # letters of a policy in a legend
 INK, QUIET, LINES, FIRST, SECOND, THIRD = (
     "#1b2230", "#5d6677", "#dde2ea", "#1f5fbf", "#b8500f", "#177a5b",
 )  # fmt: skip
 COLOURS = {
     INK: "ink", QUIET: "quiet", LINES: "lines", FIRST: "first", SECOND: "second", THIRD: "third",
 }  # fmt: skip
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.size": 9.5,
+    "font.size": 9,
     "text.color": INK,
     "text.parse_math": False,  # a name may have dollars
     "axes.edgecolor": QUIET,
@@ -48,12 +48,12 @@ STYLE = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 8.5,
     "svg.fonttype": "none",
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-WIDTH, HEIGHT, DPI = 4.7, 3.3, 200  # inches; dots an inch of the PNG
+WIDTH, HEIGHT, DPI = 4.0, 3.0, 200  # inches; dots an inch of the PNG
 
 
 @dataclass(frozen=True)
@@ -112,12 +112,12 @@ def history(probes: pd.DataFrame, objective: str, mode: str) -> Plot:
     failed = probes[probes.status == FAILED]
 
     def draw(axes: Axes) -> None:
-        for part, face, label in ((finished, FIRST, "finished"), (stopped, "none", "stopped early")):
-            part = _thin(part)
-            if len(part):
+        for of, face, label in ((finished, FIRST, "finished"), (stopped, "none", "stopped")):
+            if len(part := _thin(of)):
                 axes.scatter(part.probe, part.value, s=16, c=face, edgecolors=FIRST, lw=0.8,
                              alpha=0.75, label=label)  # fmt: skip
-        axes.step(probes.probe, probes.best, where="post", color=SECOND, lw=1.8, label="best so far")
+        axes.step(probes.probe, probes.best, where="post", color=SECOND, lw=1.8,
+                  label="best so far")  # fmt: skip
         if len(failed):
             floor = axes.get_ylim()[0]
             axes.scatter(failed.probe, [floor] * len(failed), marker="x", s=18, c=QUIET,
@@ -143,7 +143,7 @@ def agreement(points: pd.DataFrame, objective: str, outcome: str, mode: str, say
             axes.errorbar(shown.objective, shown.accuracy, yerr=shown["std"].fillna(0), fmt="none",
                           ecolor=QUIET, elinewidth=1, capsize=2)  # fmt: skip
         axes.scatter(shown.objective, shown.accuracy, s=20, c=FIRST, alpha=0.75, lw=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.yaxis.set_major_formatter(_percent)
         axes.set(xlabel=_better(objective, mode), ylabel=outcome)
 
     name = f"{objective}-{outcome}".replace(" ", "_").replace("-", "_")
@@ -159,7 +159,7 @@ def importance(found: Sequence[Share], objective: str) -> Plot:
         axes.barh(places, [100 * share.share for share in shown], color=FIRST, height=0.62)
         axes.set_yticks(places, [f"{s.parameter} ({s.policies})" for s in shown])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=f"share of the variance of {objective}, %", xlim=(0, None))
 
@@ -192,7 +192,7 @@ def operations(found: Sequence[Effect], objective: str, mode: str) -> Plot:
         axes.set_xlim(min(low, 0) - 0.03 * (high - low), max(high, 0) + 0.03 * (high - low))
         axes.set_yticks(places, [f"{e.operation} ({e.policies})" for e in shown])
         axes.tick_params(axis="y", labelcolor=INK, length=0)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=f"{_better(objective, mode)}, with minus without")
 
@@ -242,8 +242,15 @@ def curves(epochs: pd.DataFrame, told_apart: Sequence[tuple[str, str]]) -> Plot:
             mean = by_epoch.mean()
             axes.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=colour, alpha=0.13,
                               lw=0)  # fmt: skip
-            axes.plot(mean.index, mean, color=colour, ls=line, lw=1.8, label=name)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.plot(
+                mean.index,
+                mean,
+                color=colour,
+                ls=line,
+                lw=1.8,
+                label=shorten(name, LABEL, placeholder=" …"),
+            )
+        axes.yaxis.set_major_formatter(_percent)
         axes.set(xlabel="epoch", ylabel="validation accuracy")
         axes.locator_params(axis="x", integer=True)
         axes.legend(loc="lower right")
@@ -254,6 +261,10 @@ def curves(epochs: pd.DataFrame, told_apart: Sequence[tuple[str, str]]) -> Plot:
 
 def _better(name: str, mode: str) -> str:
     return f"{name} ({'lower' if mode == 'min' else 'higher'} is better)"
+
+
+def _percent(value: float, _: float) -> str:
+    return f"{round(100 * value, 3):g} %"
 
 
 def _tall(bars: int) -> float:

@@ -15,16 +15,13 @@ import shlex
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
-from jaxtyping import UInt8
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from search import evidence
 from search.config import load_config
@@ -39,26 +36,24 @@ from search.verdict import percent, signed_points
 from spaces import Policy, load_policy
 from spaces.description import contact_sheet, describe, one_of_each
 from spaces.errors import UserError
-from trainers.datasets import ImageSplits, load_splits
+from trainers.datasets import Labelled, load_splits
 
 ROWS_SHOWN = 1000  # of the ranking: a page of 10,000 is no page
 REASONS_SHOWN = 30
 EXAMPLES, DRAWS = 4, 5  # rows of the contact sheet, and policies' draws in each
 SHEET_SIDE, SHEET_BYTES = 1200, 400_000  # pixels and bytes of a PNG, beyond which it is a JPEG
 
-Images = UInt8[Tensor, "n c h w"]
-
 
 def write_report(
-    folder: RunFolder, shown: Images | None = None, *, to: Path | None = None
+    folder: RunFolder, images: Labelled | None = None, *, to: Path | None = None
 ) -> Path:
     """Writes what the run in `folder` has come to: the page, and the figures beside it, each as
     SVG, PNG and CSV. `to` is another file for the page, without figures beside it.
 
-    `shown` are images that the best policy is shown on. Returns where the page is. Raises
+    Some of the `images` show what the best policy does. Returns where the page is. Raises
     UserError where the run cannot be read, and OSError where nothing can be written.
     """
-    page, plots = _page(standing(folder), shown)
+    page, plots = _page(standing(folder), images)
     if to is None:
         for plot in plots:
             plot.save(folder.figures)
@@ -67,21 +62,15 @@ def write_report(
     return path
 
 
-def examples_of(folder: RunFolder) -> tuple[Images | None, str]:
-    """A training image of each of the first classes; None, and why, where the data are not at
-    hand."""
+def images_of(folder: RunFolder) -> tuple[Labelled | None, str]:
+    """The training images of the run in `folder`; None, and why, where they are not at hand."""
     try:
-        return examples(load_splits(load_config(folder.config).data)), ""
+        return load_splits(load_config(folder.config).data).train, ""
     except UserError as error:
         return None, str(error)
 
 
-def examples(splits: ImageSplits) -> Images:
-    """A training image of each of the first classes."""
-    return splits.train.images[one_of_each(splits.train.labels, EXAMPLES)]
-
-
-def _page(now: Standing, shown: Images | None) -> tuple[str, list[Plot]]:
+def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
     rows = evidence.rows_of(now)
     searched = [evidence.history(now)] if rows else []
     searched += evidence.fronts(now, rows)
@@ -90,27 +79,28 @@ def _page(now: Standing, shown: Images | None) -> tuple[str, list[Plot]]:
     matters = evidence.matters(now)
     failures = _failures(now)
     style, script = _part("report.css"), _part("report.js")
-    verdict = _verdict(now)
+    verdict, quantization = _verdict(now), now.config.student.quantization
     best = _best(now, has_verdict=verdict is not None)
     content: dict[str, Any] = {
-        "title": f"{now.config.data.name}, {now.config.student.quantization}",
+        "title": f"{now.config.teacher.network} on {now.config.data.name}, {quantization}",
         "state": _state(now),
         "verdict": verdict,
         "no_verdict": _no_verdict(now),
         "best": best and _best_said(best, has_verdict=verdict is not None),
-        **_sheet(best, shown),
-        **_ranking(now, rows),
+        **_sheet(best, images),
+        **_ranking(now, rows, best),
         "searched": list(map(_embedded, searched)),
         "agreements": list(map(_embedded, believed)),
         "correlations": list(map(_correlation, found)),
         "matters": list(map(_embedded, matters)),
+        "too_few": evidence.too_few(now),
         "failures": failures,
         "failures_say": _failures_say(now),
         "repeat": _repeat(now),
         "style": Markup(style),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "written": _now(),
     }
     content["sections"] = _sections(content)
     return _template().render(content), [*searched, *believed, *matters]
@@ -160,10 +150,14 @@ def _state(now: Standing) -> dict[str, Any]:
     left = now.seconds_left
     if now.working:
         left_says = "" if left is None else f", about {_hours(left)} to go"
-        says = f"{has}; {stage}{left_says}. Load the page again for news."
+        says = f"{has}; {stage}{left_says}. So at {_now()}; load the page again for news."
         return {"kind": "running", "word": "running", "done": False, "says": says}
     says = f"{has}; {stage}. Nothing works on it here; augury resume goes on with it."
     return {"kind": "stopped", "word": "not finished", "done": False, "says": says}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
 
 
 def _hours(seconds: float) -> str:
@@ -211,7 +205,9 @@ def _lead(difference: Mapping[str, Any] | None, figure: str) -> str:
         return ""
     said = signed_points(difference[figure], None)
     interval = difference[f"{figure}_interval"]
-    return said if interval is None else f"{said} [{', '.join(f'{100 * b:+.1f}' for b in interval)}]"
+    return (
+        said if interval is None else f"{said} [{', '.join(f'{100 * b:+.1f}' for b in interval)}]"
+    )
 
 
 def _no_verdict(now: Standing) -> str:
@@ -241,10 +237,11 @@ def _best_said(policy: Policy, *, has_verdict: bool) -> dict[str, Any]:
     }
 
 
-def _sheet(policy: Policy | None, shown: Images | None) -> dict[str, Any]:
+def _sheet(policy: Policy | None, images: Labelled | None) -> dict[str, Any]:
     missing = "No pictures: the images were not at hand when this page was made."
-    if policy is None or shown is None:
+    if policy is None or images is None:
         return {"sheet": None, "no_sheet": missing}
+    shown = images.images[one_of_each(images.labels, EXAMPLES)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "sheet.png"
         contact_sheet(policy, shown, path, draws=DRAWS)
@@ -259,11 +256,21 @@ def _sheet(policy: Policy | None, shown: Images | None) -> dict[str, Any]:
     return {"sheet": _data_url(kind, content), "sheet_says": says}
 
 
-def _ranking(now: Standing, rows: Sequence[Row]) -> dict[str, Any]:
+def _ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str, Any]:
     directions = now.config.search.directions
     names = list(directions)
-    labels = ["rank", "policy", "status", *names, "probe val.", "final val.", "final test", "s"]
-    said = [f"{n} ({'lower' if m == 'min' else 'higher'} is better)" for n, m in directions.items()]
+    labels = [
+        "rank",
+        "policy",
+        *names,
+        "probe val.",
+        "final val.",
+        "final test",
+        "seconds",
+        "status",
+    ]
+    better = {"min": "lower", "max": "higher"}
+    said = [f"{name} ({better[mode]} is better)" for name, mode in directions.items()]
     return {
         "ranked_by": " and ".join(said) + (", front by front" if len(names) > 1 else ""),
         "columns": [
@@ -272,6 +279,7 @@ def _ranking(now: Standing, rows: Sequence[Row]) -> dict[str, Any]:
         "rows": [
             {
                 "rank": rank,
+                "best": best is not None and row.policy.identity == best.identity,
                 "status": row.status,
                 "reason": _reason(row),
                 "identity": row.policy.identity,
@@ -287,7 +295,7 @@ def _ranking(now: Standing, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _reason(row: Row) -> str:
     if row.status == STOPPED:
-        return f"by the scheduler after epoch {row.figures['epoch']:g}"
+        return f"stopped by the scheduler after epoch {row.figures['epoch']:g}"
     return row.failure or ""
 
 
@@ -299,11 +307,11 @@ def _cells(rank: int, row: Row, objectives: Sequence[str]) -> list[dict[str, Any
     return [
         _number(rank, str(rank)),
         {"text": str(row.policy), "heading": True, "numeric": False},
-        {"text": row.status, "heading": False, "numeric": False},
-        *(_number(row.figures.get(n), f"{row.figures.get(n, math.nan):.4g}") for n in objectives),
+        *(_number(row.figures.get(n), f"{row.figures.get(n, math.nan):.4f}") for n in objectives),
         _number(probed, percent(probed, None)),
         *(_number(mean, percent(mean, std)) for mean, std in full),
         _number(row.seconds, f"{row.seconds:.1f}"),
+        {"text": row.status, "heading": False, "numeric": False},
     ]
 
 
@@ -330,7 +338,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 def _correlation(agreement: Agreement) -> dict[str, Any]:
     found = agreement.found
-    said = {name: f"fewer than {FEWEST} policies" for name in ("spearman", "kendall")}
+    said = dict.fromkeys(("spearman", "kendall"), f"fewer than {FEWEST} policies")
     if found is not None:
         for name in said:
             value, (low, high) = getattr(found, name), getattr(found, f"{name}_interval")

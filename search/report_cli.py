@@ -20,14 +20,14 @@ def report(
     Also while the search runs. The figures lie in RUN/report too, as SVG and PNG with their data
     as CSV; with [b]--to[/b] the run is left as it is.
     """
-    from search.report import examples_of, write_report
+    from search.report import images_of, write_report
     from search.run_folder import RunFolder
     from spaces.errors import UserError
 
     folder = RunFolder.open(run)
-    examples, missing = examples_of(folder)
+    images, missing = images_of(folder)
     try:
-        path = write_report(folder, examples, to=to)
+        path = write_report(folder, images, to=to)
     except OSError as error:
         where = error.filename or to or folder.report
         raise UserError(f"{where}: cannot be written: {error.strerror}") from None

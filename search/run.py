@@ -132,7 +132,7 @@ def _search(
             if config != load_config(folder.config):  # the run keeps what was given
                 write_text(folder.config, config.to_yaml())
             ledger.sitting(made_by["versions"])
-            stages = Stages(config, folder, ledger, made_by, listen)
+            stages = Stages(config, folder, ledger, made_by, listen, images=splits.train)
             shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
             try:
                 if probing:
