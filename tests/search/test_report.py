@@ -1,11 +1,9 @@
-"""The report of a run: what it says, that it says it of a real run, and that names are no markup."""
+"""The report of a run: what it says of a real run and of a told one; names are no markup in it."""
 
 import base64
-import json
 import re
 import xml.etree.ElementTree as ET
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -17,7 +15,7 @@ from search.report import images_of, write_report
 from search.run import run_search
 from search.run_folder import RunFolder
 from search.standing import standing
-from spaces import UserError, scheme
+from spaces import UserError
 from spaces.policy import policy_from_json
 
 TINY = load_config(
@@ -63,7 +61,7 @@ def test_the_page_needs_nothing_but_itself(page):
     assert len(page.encode()) < FIVE_MB
     assert not re.findall(r"(?:https?:)?//[\w.]+", page)
     assert set(re.findall(r'(?:src|href)="(\w+:|#)', page)) == {"#", "data:"}
-    assert len(re.findall("<svg", page)) == 6
+    assert len(re.findall("<svg", page)) == 7
     ids = re.findall(r' id="([^"]*)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
