@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from search import figures, importance
 from search.correlations import FEWEST, Correlation, correlate
@@ -38,12 +39,14 @@ FINAL = {
 @dataclass(frozen=True)
 class Agreement:
     """How well a figure of the probes ranks policies by an accuracy; +1 is perfectly, whether the
-    figure is to be low or high. None where there are too few policies."""
+    figure is to be low or high. `chance` is how often no relation at all gives an order as clear,
+    by Kendall's test, exact for few policies. None where there are too few policies."""
 
     predictor: str
     outcome: str
     policies: int
-    found: Correlation | None
+    found: Correlation | None = None
+    chance: float = math.nan
 
 
 def promoted(now: Standing) -> list[Trial]:
@@ -128,11 +131,12 @@ def _points(rows: Sequence[Row], predictor: str, outcome: str) -> pd.DataFrame:
 
 def _agreement(predictor: str, outcome: str, points: pd.DataFrame) -> Agreement:
     if len(points) < FEWEST:
-        return Agreement(predictor, outcome, len(points), None)
+        return Agreement(predictor, outcome, len(points))
     some = points.iloc[:: -(-len(points) // MOST_PAIRS)]
     sign = -1 if OBJECTIVES[predictor] == "min" else 1
-    found = correlate(sign * some.objective.to_numpy(), some.accuracy.to_numpy())
-    return Agreement(predictor, outcome, len(some), found)
+    x, y = sign * some.objective.to_numpy(), some.accuracy.to_numpy()
+    chance = float(stats.kendalltau(x, y).pvalue)
+    return Agreement(predictor, outcome, len(some), correlate(x, y), chance)
 
 
 def said(agreement: Agreement) -> str:
@@ -143,7 +147,8 @@ def said(agreement: Agreement) -> str:
     if not math.isfinite(found.spearman):
         return "One of the two does not vary."
     low, high = found.spearman_interval
-    sure = "" if low > 0 or high < 0 else ", which may be chance"
+    # A perfect order has no width in a bootstrap, however few they are.
+    sure = "" if (low > 0 or high < 0) and agreement.chance < 0.05 else ", which may be chance"
     return f"Spearman {found.spearman:+.2f}, 95 % interval {low:+.2f} to {high:+.2f}{sure}."
 
 

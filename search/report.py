@@ -351,6 +351,7 @@ def _correlation(agreement: Agreement) -> dict[str, Any]:
         "predictor": agreement.predictor,
         "outcome": agreement.outcome,
         "policies": agreement.policies,
+        "chance": f"{agreement.chance:.2g}" if math.isfinite(agreement.chance) else "",
         **said,
     }
 
