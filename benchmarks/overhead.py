@@ -49,7 +49,8 @@ def probes(config: SearchConfig, folder: RunFolder) -> list[dict[str, Any]]:
     with opened(folder.ledger) as ledger:
         ledger.sitting({"augury": version("augury")})
         shared = Shared.put(config, splits, teacher, checkpoints=folder.checkpoints)
-        Stages(config, folder, ledger, {}, Silence()).probe(shared, space, start)
+        stages = Stages(config, folder, ledger, {}, Silence(), images=splits.train)
+        stages.probe(shared, space, start)
     return [json.loads(line) for line in folder.ledger.read_text().splitlines()]
 
 

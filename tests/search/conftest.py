@@ -48,7 +48,10 @@ def told_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     and one has no end, and students of full length, half of the way. A policy and a failure are
     named as an attacker would."""
     told = load_config(
-        overrides=["search={trials: 60, probe_epochs: 2}", "promotion={epochs: 3, seeds: 2}"]
+        overrides=[
+            "search={trials: 60, probe_epochs: 2, further_objectives: [validation_loss]}",
+            "promotion={epochs: 3, seeds: 2}",
+        ]
     )
     folder = RunFolder(tmp_path_factory.mktemp("told") / "run")
     versions = {"augury": "1", "torch": "2"}
@@ -69,11 +72,11 @@ def told_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
                 ledger.ended(trial, "failed", f"{ATTACK} in step {number}")
                 continue
             score = float(draw.normal())
-            told_by = {"score": score, "validation_loss": 1 - 0.1 * score}
+            told_by = {"score": score, "validation_loss": 3 - score + draw.normal()}
             for epoch in range(1, 2 if number % 5 == 4 else 3):
                 accuracy = {"validation_accuracy": 0.9 - 0.02 * score}
                 ledger.epoch(trial, {"epoch": epoch, **told_by, **accuracy}, seconds=2.0, **places)
-            if number < 39:
+            if number != 38:
                 ledger.ended(trial, "stopped" if number % 5 == 4 else "finished")
         ledger.begin_stage("promotion", 8)
         for probe in ledger.of("probe")[:4]:
