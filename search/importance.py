@@ -22,7 +22,8 @@ from search.results import FINISHED
 from spaces import Policy, PolicySpace
 from spaces.space import STEP
 
-FEWEST = 10  # policies from which a forest is grown
+FEWEST, MOST = 10, 200  # policies from which a forest is grown: its cost is more than their square
+TREES = 32
 CONFIDENCE = 0.95
 
 
@@ -50,7 +51,8 @@ class Effect:
 def shares(config: SearchConfig, ledger: Ledger) -> list[Share]:
     """The share of every parameter that enough finished probes had, largest first.
 
-    A parameter that only some policies have, such as `strength_2`, is judged among those.
+    A parameter that only some policies have, such as `strength_2`, is judged among those. Of many
+    probes as many as `MOST`, from first to last, are judged by.
     """
     told = _told(config, ledger)
     study = _study(told)
@@ -100,6 +102,7 @@ def _told(config: SearchConfig, ledger: Ledger) -> list[tuple[Mapping[str, Any],
     numbers stood for."""
     name = config.search.objective
     trials = [t for t in ledger.of("probe") if t.status == FINISHED and name in t.figures]
+    trials = trials[:: -(-len(trials) // MOST) or 1]
     if config.search.searcher not in FLAT:
         return [(trial.params, trial.figures[name]) for trial in trials]
     space = PolicySpace(config.search.space, base=config.data.base)
@@ -134,7 +137,7 @@ def _distribution(values: set[Any]) -> BaseDistribution:
 
 def _fanova(study: optuna.Study, params: Sequence[str]) -> dict[str, float]:
     """Empty where the objective does not vary."""
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=TREES, seed=0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -68,7 +68,7 @@ def test_the_report_is_there_with_pictures(result):
     page = result.folder.report.read_text()
     assert html.escape(result.verdict.sentence) in page
     assert "data:image/png;base64," in page
-    assert {"history.svg", "curves.png", "operations.csv"} <= {
+    assert {"history.svg", "curves.png", "curves.csv"} <= {
         path.name for path in result.folder.figures.iterdir()
     }
 
