@@ -66,7 +66,8 @@ def probes(config: SearchConfig, folder: RunFolder, driver: DriverTime) -> list[
     with opened(folder.ledger) as ledger:
         ledger.sitting({"augury": version("augury")})
         shared = Shared.put(config, splits, teacher, checkpoints=folder.checkpoints)
-        Stages(config, folder, ledger, {}, driver).probe(shared, space, start)
+        stages = Stages(config, folder, ledger, {}, driver, images=splits.train)
+        stages.probe(shared, space, start)
     return [json.loads(line) for line in folder.ledger.read_text().splitlines()]
 
 

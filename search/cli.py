@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from search.options import Config, Json, Overrides, Quiet, print_json
+from search.report_cli import app as report
 from search.student_cli import student
 from search.teacher_cli import teacher
 from search.watch_cli import app as watching
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
 app.add_typer(watching)
+app.add_typer(report)
 
 
 def _print_version(asked: bool) -> None:

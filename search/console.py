@@ -59,7 +59,11 @@ def print_result(result: "SearchResult", config: "SearchConfig") -> None:
         f"\n[b]Verdict[/b] ({student}): {escape(result.verdict.sentence)}\n", soft_wrap=True
     )
     folder = result.folder
-    for what, path in (("ranking    ", folder.policies), ("best policy", folder.best_policy)):
+    for what, path in (
+        ("ranking    ", folder.policies),
+        ("report     ", folder.report),
+        ("best policy", folder.best_policy),
+    ):
         console.print(f"{what}  {folder.named(path)}", soft_wrap=True, highlight=False)
 
 

@@ -149,7 +149,7 @@ def _search(
                 keep(packing, folder.packing)
                 folder.publish(folder.packing)
             ledger.sitting(made_by["versions"])
-            stages = Stages(config, folder, ledger, made_by, listen)
+            stages = Stages(config, folder, ledger, made_by, listen, images=splits.train)
             try:
                 if probing:
                     stages.probe(shared, space, start)

@@ -77,6 +77,16 @@ class RunFolder:
         return self.path / "verdict.json"
 
     @property
+    def report(self) -> Path:
+        """The page that shows it all."""
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The figures of that page: NAME.svg, NAME.png and NAME.csv."""
+        return self.path / "report"
+
+    @property
     def ledger(self) -> Path:
         """What happened, line by line: what a search is resumed from."""
         return self.path / "trials.jsonl"

@@ -27,6 +27,11 @@ from search.trainable import Shared, checkpoint_name
 from search.verdict import Candidate, Verdict, decide
 from search.warm_start import WarmStart
 from spaces import PolicySpace
+from trainers.datasets import Labelled
+
+# However much there is to write, the table and the report take a hundredth of the time each.
+SHARE = 100
+FIRST_PAGE = 30  # seconds after which there is a report, of a search that takes so long
 
 
 class SearchFailedError(Exception):
@@ -58,12 +63,16 @@ class Stages:
         ledger: Ledger,
         made_by: dict[str, Any],
         listen: Listener,
+        *,
+        images: Labelled,
     ) -> None:
         self._config, self._folder, self._ledger, self._listen = config, folder, ledger, listen
+        self._images = images
         said = {k: v for k, v in made_by.items() if k not in ("config", "warm_start")}
         self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
         self._metadata["config"] = config.to_yaml()
         self._next_write = 0.0
+        self._next_page = time.monotonic() + FIRST_PAGE
 
     def probe(self, shared: Shared, space: PolicySpace, start: WarmStart) -> None:
         """Probes until a budget is spent; what the ledger has is not done again, but for what was
@@ -153,6 +162,7 @@ class Stages:
         self._folder.publish(self._folder.verdict, self._folder.best_policy)
         self._write(rows, verdict)
         self._ledger.conclude()
+        self._show()
         if all(t.status and not t.lost for t in self._ledger.trials.values()):
             self._folder.drop_checkpoints()
 
@@ -173,8 +183,7 @@ class Stages:
         began = time.monotonic()
         if began >= self._next_write:
             self._write(self._ranked())
-            # However long the table grows, writing it takes a hundredth of the time.
-            self._next_write = time.monotonic() + 100 * (time.monotonic() - began)
+            self._next_write = time.monotonic() + SHARE * (time.monotonic() - began)
 
     def _ended(self, trial: Trial) -> None:
         if not trial.lost:  # else it may yet go on from there
@@ -182,6 +191,21 @@ class Stages:
             epochs = search.probe_epochs if trial.stage == "probe" else promotion.epochs
             self._folder.drop_checkpoint(checkpoint_name(trial.policy, trial.seed, epochs))
         self._listen.trial_ended(trial.row())
+        began = time.monotonic()
+        if began >= self._next_page:
+            self._show(page_alone=True)
+            self._next_page = time.monotonic() + SHARE * (time.monotonic() - began)
+
+    def _show(self, *, page_alone: bool = False) -> None:
+        """Writes the report, which no search may end for."""
+        from search.report import write_report  # what draws is not needed before
+
+        try:
+            to = self._folder.report if page_alone else None
+            write_report(self._folder, self._images, to=to)
+            self._folder.publish(self._folder.report)
+        except Exception as error:
+            self._listen.note(f"{self._folder.named(self._folder.report)} was not written: {error}")
 
     def _write(self, rows: Sequence[Row], verdict: Verdict | None = None) -> None:
         metadata = self._metadata

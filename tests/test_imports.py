@@ -67,7 +67,7 @@ def test_a_newcomer_that_breaks_them_is_caught(room, statement, tmp_path):
         ("import spaces", {"torch", "ray", "optuna"}),
         ("from spaces import load_policy, scheme, PolicySpace", {"ray", "optuna"}),
         ("import trainers.student, trainers.scoring", {"ray", "optuna"}),
-        ("import search.cli", {"torch", "ray", "optuna", "pandas", "pyarrow"}),
+        ("import search.cli", {"torch", "ray", "optuna", "pandas", "pyarrow", "matplotlib"}),
     ],
 )
 def test_heavy_packages_wait_until_they_are_needed(statement, absent):

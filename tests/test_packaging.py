@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_module(wheel, repo_root):
     tracked = {
         path.relative_to(repo_root).as_posix()
         for room in ("search", "spaces", "trainers")
-        for pattern in ("*.py", "*.schema.json")
+        for pattern in ("*.py", "*.schema.json", "page/*")
         for path in (repo_root / room).rglob(pattern)
     }
     assert tracked <= set(wheel.namelist())

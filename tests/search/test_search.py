@@ -1,5 +1,6 @@
 """A real search on a real Ray cluster, on real digits, small enough for a minute."""
 
+import html
 import json
 import math
 import signal
@@ -61,6 +62,15 @@ def test_one_ranked_row_per_trial_asked_for(result):
     assert len(set(table.column("policy_identity").to_pylist())) == 10
     for name in FIGURES:
         assert all(math.isfinite(value) for value in table.column(name).to_pylist()), name
+
+
+def test_the_report_is_there_with_pictures(result):
+    page = result.folder.report.read_text()
+    assert html.escape(result.verdict.sentence) in page
+    assert "data:image/png;base64," in page
+    assert {"history.svg", "curves.png", "curves.csv"} <= {
+        path.name for path in result.folder.figures.iterdir()
+    }
 
 
 def test_the_schemes_were_asked_first(result):

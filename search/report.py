@@ -1,0 +1,402 @@
+"""A run as one HTML page that needs nothing but itself: what it found, and whether to believe it.
+
+The page is made of the run's own files, also while a search writes them. What people gave names to
+is text in it, never markup: the template escapes everything but the figures, which matplotlib
+escapes, and the page's own policy runs no script but the one that it was made with.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+import shlex
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from search import evidence
+from search.config import load_config
+from search.correlations import FEWEST
+from search.evidence import Agreement
+from search.failures import in_common
+from search.figures import Plot
+from search.results import FAILED, FINISHED, STOPPED, Row, mean_and_std
+from search.run_folder import RunFolder, write_text
+from search.standing import Standing, standing
+from search.verdict import percent, signed_points
+from spaces import Policy, load_policy
+from spaces.description import contact_sheet, describe, one_of_each
+from spaces.errors import UserError
+from trainers.datasets import Labelled, load_splits
+
+ROWS_SHOWN = 1000  # of the ranking: a page of 10,000 is no page
+REASONS_SHOWN = 30
+EXAMPLES, DRAWS = 4, 5  # rows of the contact sheet, and policies' draws in each
+SHEET_SIDE, SHEET_BYTES = 1200, 400_000  # pixels and bytes of a PNG, beyond which it is a JPEG
+
+
+def write_report(
+    folder: RunFolder, images: Labelled | None = None, *, to: Path | None = None
+) -> Path:
+    """Writes what the run in `folder` has come to: the page, and the figures beside it, each as
+    SVG, PNG and CSV. `to` is another file for the page, without figures beside it.
+
+    Some of the `images` show what the best policy does. Returns where the page is. Raises
+    UserError where the run cannot be read, and OSError where nothing can be written.
+    """
+    page, plots = _page(standing(folder), images)
+    if to is None:
+        for plot in plots:
+            plot.save(folder.figures)
+    path = to or folder.report
+    write_text(path, page)
+    return path
+
+
+def images_of(folder: RunFolder) -> tuple[Labelled | None, str]:
+    """The training images of the run in `folder`; None, and why, where they are not at hand."""
+    try:
+        return load_splits(load_config(folder.config).data).train, ""
+    except UserError as error:
+        return None, str(error)
+
+
+def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
+    rows = evidence.rows_of(now)
+    searched = [evidence.history(now)] if rows else []
+    searched += evidence.fronts(now, rows)
+    searched += [curves] if (curves := evidence.curves(now)) else []
+    believed, found = evidence.agreements(now, rows)
+    matters = evidence.matters(now)
+    failures = _failures(now)
+    style, script = _part("report.css"), _part("report.js")
+    verdict, quantization = _verdict(now), now.config.student.quantization
+    best = _best(now, has_verdict=verdict is not None)
+    content: dict[str, Any] = {
+        "title": f"{now.config.teacher.network} on {now.config.data.name}, {quantization}",
+        "state": _state(now),
+        "verdict": verdict,
+        "no_verdict": _no_verdict(now),
+        "best": best and _best_said(best, has_verdict=verdict is not None),
+        **_sheet(best, images),
+        **_ranking(now, rows, best),
+        "searched": list(map(_embedded, searched)),
+        "agreements": list(map(_embedded, believed)),
+        "correlations": list(map(_correlation, found)),
+        "matters": list(map(_embedded, matters)),
+        "too_few": evidence.too_few(now),
+        "failures": failures,
+        "failures_say": _failures_say(now),
+        "repeat": _repeat(now),
+        "style": Markup(style),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "written": _now(),
+    }
+    content["sections"] = _sections(content)
+    return _template().render(content), [*searched, *believed, *matters]
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("search", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def _part(name: str) -> str:
+    return (Path(__file__).parent / "page" / name).read_text(encoding="utf-8")
+
+
+def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "verdict": ("Verdict", True),
+        "best": ("Best policy", content["best"]),
+        "ranking": ("Ranking", True),
+        "search": ("Search", content["searched"]),
+        "predictors": ("Predictors", content["correlations"] or content["agreements"]),
+        "matters": ("What mattered", content["matters"]),
+        "failures": ("Failures", content["failures"]),
+        "repeat": ("To repeat it", True),
+    }
+    return [(name, label) for name, (label, there) in names.items() if there]
+
+
+def _state(now: Standing) -> dict[str, Any]:
+    worked = _hours(now.ledger.seconds_worked())
+    probes, students = now.ledger.of("probe"), evidence.promoted(now)
+    counts = [(n, sum(t.status == n for t in probes)) for n in (FINISHED, STOPPED, FAILED)]
+    parts = ", ".join(f"{count} {name}" for name, count in counts if count) or "none has ended"
+    has = f"{len(probes)} probes ({parts})"
+    if students:
+        has += f", {len(students)} students of full length"
+    if now.done:
+        return {"kind": "finished", "word": "finished", "done": True, "says": f"{has}; {worked}."}
+    ended = sum(trial.status is not None for trial in now.trials)
+    stage = f"the {now.stage} stage has {ended} of {now.total} trials"
+    left = now.seconds_left
+    if now.working:
+        left_says = "" if left is None else f", about {_hours(left)} to go"
+        says = f"{has}; {stage}{left_says}. So at {_now()}; load the page again for news."
+        return {"kind": "running", "word": "running", "done": False, "says": says}
+    says = f"{has}; {stage}. Nothing works on it here; augury resume goes on with it."
+    return {"kind": "stopped", "word": "not finished", "done": False, "says": says}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _verdict(now: Standing) -> dict[str, Any] | None:
+    try:
+        found = json.loads(now.folder.verdict.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise UserError(f"{now.folder.verdict}: is not a verdict that can be read") from None
+    leads = {difference["control"]: difference for difference in found["differences"]}
+    return {
+        "sentence": found["sentence"],
+        "confidence": f"{100 * next(iter(leads.values()))['confidence']:g} %" if leads else "",
+        "candidates": [
+            {
+                "policy": candidate["policy"],
+                "role": candidate["role"],
+                "winner": candidate["policy_identity"] == found["winner_identity"],
+                "seeds": len(candidate["seeds"]),
+                "validation": _spread(candidate["validation_accuracy"]),
+                "test": _spread(candidate["test_accuracy"]),
+                "validation_lead": _lead(leads.get(candidate["policy"]), "validation"),
+                "test_lead": _lead(leads.get(candidate["policy"]), "test"),
+            }
+            for candidate in sorted(
+                found["candidates"], key=lambda c: -c["validation_accuracy"]["mean"]
+            )
+        ],
+    }
+
+
+def _spread(figure: Mapping[str, Any]) -> str:
+    return percent(figure["mean"], figure["std"])
+
+
+def _lead(difference: Mapping[str, Any] | None, figure: str) -> str:
+    if difference is None:
+        return ""
+    said = signed_points(difference[figure], None)
+    interval = difference[f"{figure}_interval"]
+    return (
+        said if interval is None else f"{said} [{', '.join(f'{100 * b:+.1f}' for b in interval)}]"
+    )
+
+
+def _no_verdict(now: Standing) -> str:
+    objective, best = now.config.search.objective, now.best
+    if best is None:
+        return "There is no verdict yet, and no probe has ended with a value."
+    value = f"{best.figures[objective]:.4g}"
+    return (
+        f"There is no verdict yet: by {objective} {best.policy} leads the probes with {value}, "
+        "which promotion has yet to compare with the controls."
+    )
+
+
+def _best(now: Standing, *, has_verdict: bool) -> Policy | None:
+    if has_verdict:
+        return load_policy(now.folder.best_policy)
+    return None if now.best is None else now.best.policy
+
+
+def _best_said(policy: Policy, *, has_verdict: bool) -> dict[str, Any]:
+    _, *words = describe(policy)
+    return {
+        "heading": "The best policy" if has_verdict else "The best policy so far, by its probe",
+        "name": str(policy),
+        "words": words,
+        "json": _data_url("application/json", policy.to_json().encode()),
+    }
+
+
+def _sheet(policy: Policy | None, images: Labelled | None) -> dict[str, Any]:
+    missing = "No pictures: the images were not at hand when this page was made."
+    if policy is None or images is None:
+        return {"sheet": None, "no_sheet": missing}
+    shown = images.images[one_of_each(images.labels, EXAMPLES)]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "sheet.png"
+        contact_sheet(policy, shown, path, draws=DRAWS)
+        content, kind = path.read_bytes(), "image/png"
+        if len(content) > SHEET_BYTES:
+            with Image.open(path) as picture:
+                picture.thumbnail((SHEET_SIDE, SHEET_SIDE))
+                smaller = io.BytesIO()
+                picture.convert("RGB").save(smaller, format="JPEG", quality=85)
+            content, kind = smaller.getvalue(), "image/jpeg"
+    says = f"{len(shown)} training images, each as it is and then {DRAWS} times under the policy."
+    return {"sheet": _data_url(kind, content), "sheet_says": says}
+
+
+def _ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str, Any]:
+    directions = now.config.search.directions
+    names = list(directions)
+    labels = [
+        "rank",
+        "policy",
+        *names,
+        "probe val.",
+        "final val.",
+        "final test",
+        "seconds",
+        "status",
+    ]
+    better = {"min": "lower", "max": "higher"}
+    said = [f"{name} ({better[mode]} is better)" for name, mode in directions.items()]
+    return {
+        "ranked_by": " and ".join(said) + (", front by front" if len(names) > 1 else ""),
+        "columns": [
+            {"label": label, "numeric": label not in ("policy", "status")} for label in labels
+        ],
+        "rows": [
+            {
+                "rank": rank,
+                "best": best is not None and row.policy.identity == best.identity,
+                "status": row.status,
+                "reason": _reason(row),
+                "identity": row.policy.identity,
+                "json": _data_url("application/json", row.policy.to_json().encode()),
+                "cells": _cells(rank, row, names),
+            }
+            for rank, row in enumerate(rows[:ROWS_SHOWN], start=1)
+        ],
+        "left_out": max(len(rows) - ROWS_SHOWN, 0),
+        "statuses": sorted({row.status for row in rows[:ROWS_SHOWN]}),
+    }
+
+
+def _reason(row: Row) -> str:
+    if row.status == STOPPED:
+        return f"stopped by the scheduler after epoch {row.figures['epoch']:g}"
+    return row.failure or ""
+
+
+def _cells(rank: int, row: Row, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    full = [
+        mean_and_std([getattr(run, name) for run in row.full_length]) for name in evidence.FINAL
+    ]
+    probed = row.figures.get("validation_accuracy")
+    return [
+        _number(rank, str(rank)),
+        {"text": str(row.policy), "heading": True, "numeric": False},
+        *(_number(row.figures.get(n), f"{row.figures.get(n, math.nan):.4f}") for n in objectives),
+        _number(probed, percent(probed, None)),
+        *(_number(mean, percent(mean, std)) for mean, std in full),
+        _number(row.seconds, f"{row.seconds:.1f}"),
+        {"text": row.status, "heading": False, "numeric": False},
+    ]
+
+
+def _number(value: float | None, text: str) -> dict[str, Any]:
+    known = value is not None and math.isfinite(value)
+    found = {"text": text, "value": repr(value)} if known else {"text": "", "value": ""}
+    return found | {"heading": False, "numeric": True}
+
+
+def _embedded(plot: Plot) -> dict[str, Any]:
+    csv = plot.data.to_csv(index=False).encode()
+    return {
+        "name": plot.name,
+        "title": plot.title,
+        "says": plot.says,
+        "svg": Markup(plot.svg()),
+        "csv": _data_url("text/csv", csv),
+    }
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _correlation(agreement: Agreement) -> dict[str, Any]:
+    found = agreement.found
+    said = dict.fromkeys(("spearman", "kendall"), f"fewer than {FEWEST} policies")
+    if found is not None:
+        for name in said:
+            value, (low, high) = getattr(found, name), getattr(found, f"{name}_interval")
+            said[name] = (
+                f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+                if math.isfinite(value)
+                else "no variation"
+            )
+    return {
+        "predictor": agreement.predictor,
+        "outcome": agreement.outcome,
+        "policies": agreement.policies,
+        "chance": f"{agreement.chance:.2g}" if math.isfinite(agreement.chance) else "",
+        **said,
+    }
+
+
+def _failures(now: Standing) -> list[dict[str, Any]]:
+    """By their reasons, in which numbers do not count, most frequent first."""
+    by_kind = defaultdict(list)
+    for trial in now.ledger.trials.values():
+        if trial.status == FAILED:
+            by_kind[re.sub(r"\d+", "N", trial.failure or "unknown")].append(trial)
+    ordered = sorted(by_kind.values(), key=len, reverse=True)[:REASONS_SHOWN]
+    return [
+        {"reason": first.failure, "count": len(trials), "example": str(first.policy)}
+        for trials in ordered
+        for first in trials[:1]
+    ]
+
+
+def _failures_say(now: Standing) -> str:
+    probes = now.ledger.of("probe")
+    if any(trial.status == FAILED for trial in probes):
+        return f"Of the probes {in_common(probes)}."
+    return "Students of full length that were lost; no probe failed."
+
+
+def _repeat(now: Standing) -> dict[str, Any]:
+    marker, config = now.folder.read_marker(), now.config
+    first, seeds = config.search.seed + 1, config.promotion.seeds
+    versions = marker.get("versions", {})
+    facts = {
+        "run": now.folder.path,
+        "made": marker.get("created"),
+        "seed of the search": config.search.seed,
+        "seeds of full length": f"{first} to {first + seeds - 1}" if seeds > 1 else first,
+        "config hash": marker.get("config_hash"),
+        "data hash": marker.get("data_hash"),
+        "teacher hash": marker.get("teacher_hash"),
+        **{f"version of {name}": found for name, found in versions.items()},
+    }
+    text = config.to_yaml()
+    run = shlex.quote(str(now.folder.path))
+    again = shlex.quote(f"{now.folder.path}-again")
+    return {
+        "commands": f"augury search {run}/config.yaml --run {again}\naugury report {run}",
+        "facts": [(name, value) for name, value in facts.items() if value is not None],
+        "config": text,
+        "config_url": _data_url("application/yaml", text.encode()),
+    }

@@ -1,0 +1,111 @@
+"""The report of a run: what it says and draws, and that names are no markup in it.
+
+test_search.py has that of a real run, test_report_page.py shows one in a browser.
+"""
+
+import base64
+import re
+import xml.etree.ElementTree as ET
+
+import pandas as pd
+import pytest
+
+from search import evidence
+from search.config import SearchConfig
+from search.importance import effects, shares
+from search.report import images_of, write_report
+from search.run_folder import RunFolder
+from search.standing import standing
+from spaces import UserError
+from spaces.policy import policy_from_json
+
+FIVE_MB = 5_000_000
+
+
+@pytest.fixture(scope="module")
+def page(told_run):
+    return write_report(told_run).read_text()
+
+
+def test_every_figure_is_there_as_files_with_its_data(told_run, page):
+    names = {path.stem for path in told_run.figures.iterdir()}
+    assert len(names) == page.count("<svg") == 8
+    for name in names:
+        ET.parse(told_run.figures / f"{name}.svg")
+        assert (told_run.figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    front = pd.read_csv(told_run.figures / "front_validation_loss.csv")
+    assert len(front) == 27 and 0 < front.front.sum() < 27
+    ahead = front[front.front].sort_values("score")
+    assert ahead.validation_loss.is_monotonic_decreasing
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    assert len(page.encode()) < FIVE_MB
+    assert not re.findall(r"(?:https?:)?//[\w.]+", page)
+    assert set(re.findall(r'(?:src|href)="(\w+:|#)', page)) == {"#", "data:"}
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_names_and_reasons_are_text(page):
+    assert page.count("<script>") == 1
+    assert "&lt;script&gt;document.title" in page
+
+
+def test_a_policy_of_the_ranking_is_there_as_a_file(told_run, page):
+    first = evidence.rows_of(standing(told_run))[0]
+    (link,) = re.findall(
+        rf'href="data:application/json;base64,([^"]+)" download="policy-{first.policy.identity}',
+        page,
+    )
+    assert policy_from_json(base64.b64decode(link).decode()).identity == first.policy.identity
+
+
+def test_what_is_not_concluded_has_no_verdict(page):
+    assert "There is no verdict yet" in page and "not finished" in page
+    assert "the images were not at hand" in page
+
+
+def test_a_ranking_is_drawn_as_what_it_is(told_run):
+    """Score and probe accuracy were told with a correlation of one."""
+    now = standing(told_run)
+    plots, found = evidence.agreements(now, evidence.rows_of(now))
+    assert found[0].policies == 27 and found[0].found is not None
+    assert found[0].found.spearman == pytest.approx(1)
+    assert "Spearman +1.00" in plots[0].says
+    final = next(f for f in found if f.outcome == "final test accuracy")
+    assert final.policies >= 4  # a policy that was probed twice counts twice
+
+
+def test_importance_finds_what_the_objective_hangs_on(told_run):
+    now = standing(told_run)
+    for trial in now.ledger.of("probe"):
+        mixed = 0.0 if trial.policy.mixing is None else 1.0
+        for figures in trial.epochs.values():
+            figures["score"] = mixed + 0.01 * figures["score"]
+    first, *_ = shares(now.config, now.ledger)
+    assert first.parameter == "mixing" and first.share > 0.5
+    by_name = {e.operation: e for e in effects(now.config, now.ledger)}
+    assert by_name["cutmix"].difference > 0.3 and by_name["cutmix"].interval[0] > 0
+
+
+def test_failures_are_counted_by_reason(page):
+    (row,) = re.findall(r"in step 7</th><td class=\"n\">(\d+)", page)
+    assert int(row) == 5
+
+
+def test_a_page_elsewhere_leaves_the_run_alone(told_run, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in told_run.path.rglob("*")}
+    write_report(told_run, images_of(told_run)[0], to=tmp_path / "page.html")
+    assert "data:image/" in (tmp_path / "page.html").read_text()
+    assert before == {path: path.stat().st_mtime_ns for path in told_run.path.rglob("*")}
+
+
+def test_nothing_to_show_is_a_page_too(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(SearchConfig().to_yaml(), {})
+    assert "no probe has ended" in write_report(folder).read_text()
+    folder.verdict.write_text("{")
+    with pytest.raises(UserError, match="not a verdict"):
+        write_report(folder)
