@@ -8,7 +8,7 @@ import re
 import tarfile
 from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from search.job_driver import PACKED, TOLD
@@ -99,7 +99,7 @@ def _unpacked(log: str) -> dict[str, bytes]:
             files = {}
             for entry in archive:
                 reader = archive.extractfile(entry) if entry.isfile() else None
-                if reader is None or not FILES.fullmatch(str(PurePosixPath(entry.name))):
+                if reader is None or not FILES.fullmatch(entry.name):
                     raise UserError(f"the run came with a file that no run has: {entry.name!r}")
                 files[entry.name] = reader.read()
             return files

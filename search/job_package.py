@@ -42,8 +42,9 @@ def stage(config: SearchConfig, folder: Path) -> SearchConfig:
     metadata.parent.mkdir()
     write_text(metadata, own.read_text("METADATA") or "")
     try:
-        for name in (config.teacher.network, config.student.network and config.student.network.name):
-            _ship_module(name, folder)
+        _ship_module(config.teacher.network, folder)
+        if config.student.network is not None:
+            _ship_module(config.student.network.name, folder)
         warm_start = tuple(
             _ship_policy(name, folder, number)
             for number, name in enumerate(config.search.warm_start)
@@ -79,10 +80,10 @@ def _paths(part: Any, above: str = "") -> Iterator[tuple[str, Path]]:
             yield from _paths(getattr(part, name), f"{above}.{name}" if above else name)
 
 
-def _ship_module(network: str | None, folder: Path) -> None:
+def _ship_module(network: str, folder: Path) -> None:
     """Takes the module of the user's own `MODULE:FACTORY` along where it lies in this folder; one
     that is installed has to be installed on the cluster, too."""
-    module, colon, _ = (network or "").partition(":")
+    module, colon, _ = network.partition(":")
     first = module.partition(".")[0]
     if not colon or first in (*ROOMS, "torchvision", "timm") or not re.fullmatch(r"\w+", first):
         return

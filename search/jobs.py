@@ -5,39 +5,28 @@ and by a second small job, which packs the run's files into its own log, `fetch`
 """
 
 import asyncio
-import os
 import re
 import secrets
 import shlex
-import ssl
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import requests
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobDetails
 
 from search.config import SearchConfig
 from search.job_log import Reader, machine_lines, packed
 from search.job_package import CONFIG, stage
+from search.job_server import SECONDS_TO_WORK, ClusterError, job_server
 from spaces.errors import UserError
 
-SECONDS_TO_ANSWER = 10
-SECONDS_TO_WORK = 60  # for an answer that takes the head some work
-TOKENS = ("AUGURY_TOKEN", "RAY_AUTH_TOKEN")
-CERTIFICATES = ("AUGURY_CA", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ENDED = ("succeeded", "failed", "stopped")
 KIND = "augury"  # key of a job's metadata; `search` or `fetch`
-
-
-class ClusterError(Exception):
-    """The cluster did not do what it was asked, for a reason that is not the user's."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +50,15 @@ class Job:
 
 
 class Cluster:
-    """The jobs of the cluster whose dashboard is at an address.
-
-    `address` is of HTTP or HTTPS, or what Ray takes for a cluster; without one RAY_API_SERVER_ADDRESS
-    and RAY_ADDRESS are asked, then this machine. `ca` is a file or folder of certificates that are
-    trusted. A token comes from AUGURY_TOKEN or RAY_AUTH_TOKEN, or is found by Ray itself. Raises
-    UserError where nothing answers, is not trusted or does not trust.
-    """
+    """The jobs of the cluster whose dashboard `job_server` finds; raises what that raises."""
 
     def __init__(self, address: str | None = None, ca: Path | None = None) -> None:
-        self.address = _located(address)
-        trusted = str(ca) if ca else next(filter(None, map(os.environ.get, CERTIFICATES)), None)
-        with _address_is(self.address):
-            try:
-                self._client = _Client(self.address, headers=_headers(), verify=trusted or True)
-            except FileNotFoundError:
-                raise UserError(f"{trusted}: there are no certificates here") from None
-            except ssl.SSLError as error:
-                raise UserError(f"{trusted}: holds no certificates: {error.reason}") from None
-            except (ValueError, KeyError, RuntimeError, TypeError):
-                raise UserError(f"{self.address} is not the dashboard of a Ray cluster") from None
+        self._client = job_server(address, ca)
+        self.address = self._client.get_address()
 
-    def submit(self, config: SearchConfig, *, name: str | None = None, run: str | None = None) -> Job:
+    def submit(
+        self, config: SearchConfig, *, name: str | None = None, run: str | None = None
+    ) -> Job:
         """Begins a job that goes on with the run in the folder `run` of the cluster, or begins it.
 
         Raises UserError where `name` or `run` cannot be, or the config cannot be shipped.
@@ -117,7 +93,7 @@ class Cluster:
         has ended. A connection that is lost is made again, for a minute."""
         reader = Reader(write)
         deadline = time.monotonic() + SECONDS_TO_WORK
-        while not (status := self._status(name, deadline)) in ENDED:
+        while (status := self._status(name, deadline)) not in ENDED:
             before = reader.seen
             with suppress(RuntimeError, OSError, asyncio.TimeoutError):  # aiohttp's are OSErrors
                 asyncio.run(self._tail(name, reader))
@@ -174,7 +150,9 @@ class Cluster:
         while (details := self._client.get_job_info(errand)).status.value.lower() not in ENDED:
             if time.monotonic() > deadline:
                 self._client.stop_job(errand)
-                raise ClusterError(f"the job {errand}, which packs the run, does not come to an end")
+                raise ClusterError(
+                    f"the job {errand}, which packs the run, does not come to an end"
+                )
             time.sleep(0.3)
         log = self._client.get_job_logs(errand)
         told = machine_lines(log)
@@ -225,46 +203,6 @@ class Cluster:
         )
 
 
-class _Client(JobSubmissionClient):
-    """Ray's client, with limits of time and with errors in a sentence."""
-
-    def _do_request(
-        self,
-        method: str,
-        endpoint: str,
-        *,
-        data: bytes | None = None,
-        json_data: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> requests.Response:
-        at = self._address
-        patience = SECONDS_TO_ANSWER if endpoint == "/api/version" else SECONDS_TO_WORK
-        kwargs.setdefault("timeout", (SECONDS_TO_ANSWER, patience))
-        try:
-            answer = super()._do_request(
-                method, endpoint, data=data, json_data=json_data, **kwargs
-            )
-        except AuthenticationError:
-            raise UserError(_no_entry(at)) from None
-        except requests.exceptions.SSLError as error:
-            raise UserError(
-                f"{at}: its certificate is not trusted ({_reason(error)}): name the file of the "
-                "authority's certificate with --ca or AUGURY_CA"
-            ) from None
-        except requests.exceptions.Timeout:
-            raise UserError(f"{at}: no answer within {patience} seconds") from None
-        except requests.exceptions.RequestException as error:
-            raise UserError(f"{at}: cannot be reached: {_reason(error)}") from None
-        if endpoint.startswith("/api/jobs/") and answer.status_code >= 400:
-            *_, last = answer.text.strip().splitlines() or ["no reason given"]
-            if answer.status_code == 404:
-                raise UserError(f"{at}: {last}; see augury jobs")
-            if "already exists" in answer.text:
-                raise UserError("a job of this name is there already: give another --name")
-            raise ClusterError(f"{at}: {last}")
-        return answer
-
-
 def checked(name: str) -> str:
     """`name`, if a job can be called so; raises UserError where it cannot."""
     if not NAME.fullmatch(name):
@@ -273,59 +211,6 @@ def checked(name: str) -> str:
             "after it, 128 at most"
         )
     return name
-
-
-def _located(address: str | None) -> str:
-    """The address of the dashboard; a cluster's own is asked for it."""
-    named = address or next(
-        filter(None, map(os.environ.get, ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))),
-        "http://127.0.0.1:8265",
-    )
-    if re.match(r"https?://[^/]", named):
-        return named.rstrip("/")
-    from ray.dashboard.utils import get_address_for_submission_client
-
-    from search.cluster import require_answer
-
-    require_answer(named)
-    with _address_is(named):
-        try:
-            return str(get_address_for_submission_client(named))
-        except Exception as error:  # Ray's, of many kinds
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"no Ray cluster at {named!r}: {reason[0]}") from None
-
-
-@contextmanager
-def _address_is(address: str) -> Iterator[None]:
-    """Ray's client believes its environment more than its argument."""
-    name = "RAY_API_SERVER_ADDRESS"
-    before = os.environ.get(name)
-    os.environ[name] = address
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _headers() -> dict[str, str]:
-    """With the token of the environment, where there is one, which no error may show."""
-    for name in TOKENS:
-        if token := os.environ.get(name, "").strip():
-            if not re.fullmatch(r"[\x21-\x7e]+", token):
-                raise UserError(f"{name}: holds what a token cannot have: blanks or other letters")
-            return {"Authorization": f"Bearer {token}"}
-    return {}
-
-
-def _no_entry(address: str) -> str:
-    given = next((name for name in TOKENS if os.environ.get(name)), None)
-    if given:
-        return f"{address}: the token in {given} is not the cluster's"
-    return f"{address}: the cluster asks for a token: put it into the environment as {TOKENS[0]}"
 
 
 def _of_the_cluster(run: str) -> str:
@@ -337,12 +222,6 @@ def _of_the_cluster(run: str) -> str:
             "nodes it lies on storage that all of them share"
         )
     return run
-
-
-def _reason(error: Exception) -> str:
-    """What is at the bottom of an error of requests."""
-    text = str(error).removesuffix("'))").removesuffix('")').removesuffix(")")
-    return re.split(r"(?<=\S): (?=\S)", text)[-1].strip(" '\"()") or type(error).__name__
 
 
 def _last_words(details: JobDetails, log: str) -> str:
