@@ -14,7 +14,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -57,15 +57,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _told_how_it_ended(go: Any) -> int:
-    from search.stages import SearchFailedError
-
+def _told_how_it_ended(go: Callable[[], tuple[int, str]]) -> int:
+    """Tells what `go` returns, its exit code and a sentence, or why it raised."""
     try:
-        return _ended(0, go())
+        return _ended(*go())
     except UserError as error:
         return _ended(2, str(error))
-    except SearchFailedError as error:
-        return _ended(1, str(error))
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
         return _ended(130, "stopped")
 
@@ -84,22 +81,24 @@ def tell(**told: Any) -> None:
     os.write(sys.stdout.fileno(), line.encode())
 
 
-def _search(config: Path, run: Path) -> str:
-    """Runs the search, whatever of it is there already; returns the verdict in words."""
+def _search(config: Path, run: Path) -> tuple[int, str]:
+    """Runs the search, whatever of it is there already; the sentence is the verdict."""
     from search.config import load_config
     from search.console import print_result, progress
+    from search.run import run_search
     from search.run_folder import RunFolder
+    from search.stages import SearchFailedError
 
     settings, folder = load_config(config), RunFolder(run)
     tell(run=str(folder.path))
-    with progress(quiet=False) as listen, published(folder):
-        result = _resumed(settings, folder, listen) if folder.marker.exists() else None
-        if result is None:
-            from search.run import run_search
-
-            result = run_search(settings, folder, listen)
+    go = _resumed if folder.marker.exists() else run_search
+    try:
+        with progress(quiet=False) as listen, published(folder):
+            result = go(settings, folder, listen)
+    except SearchFailedError as error:
+        return 1, str(error)
     print_result(result, settings)
-    return result.verdict.sentence
+    return 0, result.verdict.sentence
 
 
 def _resumed(settings: "SearchConfig", folder: "RunFolder", listen: "Listener") -> "SearchResult":
@@ -153,7 +152,7 @@ def _publish(folder: "RunFolder", over: threading.Event) -> None:
         wait = max(SECONDS_BETWEEN, 20 * (time.monotonic() - began))
 
 
-def _pack(run: Path, *, students: bool) -> str:
+def _pack(run: Path, *, students: bool) -> tuple[int, str]:
     """Writes the files of the run that a user wants, as base64 of a tar, to the log."""
     from search.run_folder import RunFolder
 
@@ -175,7 +174,7 @@ def _pack(run: Path, *, students: bool) -> str:
     for start in range(0, len(content), 3 * 1024):
         print(PACKED + base64.b64encode(content[start : start + 3 * 1024]).decode())
     tell(digest=sha256(content).hexdigest())
-    return f"packed {len(content):,} bytes"
+    return 0, f"packed {len(content):,} bytes"
 
 
 def files_of(folder: "RunFolder", *, students: bool) -> list[Path]:

@@ -7,14 +7,16 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from search.config import SearchConfig
 from search.run_folder import RunFolder, write_text
 from spaces.errors import UserError
 from spaces.schemes import SCHEMES, policy_called
+
+if TYPE_CHECKING:
+    from search.config import SearchConfig
 
 ROOMS = ("search", "trainers", "spaces")
 CONFIG = "config.yaml"
@@ -26,13 +28,8 @@ EXCLUDED = shutil.ignore_patterns(
 )
 
 
-def stage(config: SearchConfig, folder: Path) -> SearchConfig:
-    """Fills `folder` with what a job of `config` needs; returns the config as it is there.
-
-    Raises UserError where the config names data or weights by a path of this machine, where a file
-    cannot be read, and where all of it is too large.
-    """
-    _require_paths_of_the_cluster(config)
+def stage_code(folder: Path) -> None:
+    """Copies Augury as it is here into `folder`."""
     root = Path(__file__).parent.parent
     for room in ROOMS:
         shutil.copytree(root / room, folder / room, ignore=EXCLUDED)
@@ -41,6 +38,16 @@ def stage(config: SearchConfig, folder: Path) -> SearchConfig:
     metadata = folder / f"augury-{own.version}.dist-info" / "METADATA"
     metadata.parent.mkdir()
     write_text(metadata, own.read_text("METADATA") or "")
+
+
+def stage(config: "SearchConfig", folder: Path) -> None:
+    """Fills `folder` with what a search of `config` needs on the cluster.
+
+    Raises UserError where the config names data or weights by a path of this machine, where a file
+    cannot be read, and where all of it is too large.
+    """
+    _require_paths_of_the_cluster(config)
+    stage_code(folder)
     try:
         _ship_module(config.teacher.network, folder)
         if config.student.network is not None:
@@ -51,18 +58,14 @@ def stage(config: SearchConfig, folder: Path) -> SearchConfig:
         )
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be shipped: {error.strerror}") from None
-    there = config.model_copy(
-        update={
-            "search": config.search.model_copy(update={"warm_start": warm_start}),
-            "cluster": config.cluster.model_copy(update={"address": "auto"}),
-        }
-    )
+    search = config.search.model_copy(update={"warm_start": warm_start})
+    cluster = config.cluster.model_copy(update={"address": "auto"})
+    there = config.model_copy(update={"search": search, "cluster": cluster})
     write_text(folder / CONFIG, there.to_yaml())
     _require_small(folder)
-    return there
 
 
-def _require_paths_of_the_cluster(config: SearchConfig) -> None:
+def _require_paths_of_the_cluster(config: "SearchConfig") -> None:
     for key, path in _paths(config):
         if not path.is_absolute():
             raise UserError(

@@ -4,6 +4,7 @@ Ray's own client, found by an address or the environment, with limits of time, t
 certificate of the user's choice, a token that nothing shows, and errors in a sentence.
 """
 
+import logging
 import os
 import re
 import socket
@@ -25,6 +26,14 @@ SECONDS_TO_WORK = 60  # for an answer that takes the head some work
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKENS = ("AUGURY_TOKEN", "RAY_AUTH_TOKEN")
 CERTIFICATES = ("AUGURY_CA", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+
+# They tell of every upload and every socket that closes.
+for _name in (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env",
+):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)
 
 
 class ClusterError(Exception):

@@ -14,15 +14,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.job_submission import JobDetails
 
-from search.config import SearchConfig
 from search.job_log import Reader, machine_lines, packed
-from search.job_package import CONFIG, stage
+from search.job_package import CONFIG, stage, stage_code
 from search.job_server import SECONDS_TO_WORK, ClusterError, job_server
 from spaces.errors import UserError
+
+if TYPE_CHECKING:
+    from search.config import SearchConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ENDED = ("succeeded", "failed", "stopped")
@@ -57,7 +59,7 @@ class Cluster:
         self.address = self._client.get_address()
 
     def submit(
-        self, config: SearchConfig, *, name: str | None = None, run: str | None = None
+        self, config: "SearchConfig", *, name: str | None = None, run: str | None = None
     ) -> Job:
         """Begins a job that goes on with the run in the folder `run` of the cluster, or begins it.
 
@@ -122,7 +124,7 @@ class Cluster:
         run = self.job(name).run
         errand = f"{name[:100]}-fetch-{secrets.token_hex(4)}"
         with tempfile.TemporaryDirectory(prefix="augury-") as folder:
-            stage(SearchConfig(), Path(folder))
+            stage_code(Path(folder))
             asked = ["pack", run, *(["students"] if students else [])]
             self._start(errand, asked, Path(folder), kind="fetch", of=name)
         try:
