@@ -13,7 +13,6 @@ from pydantic import BaseModel
 
 from search.run_folder import RunFolder, write_text
 from spaces.errors import UserError
-from spaces.schemes import SCHEMES, policy_called
 
 if TYPE_CHECKING:
     from search.config import SearchConfig
@@ -101,6 +100,8 @@ def _ship_policy(name: str, folder: Path, number: int) -> str:
 
     Names of schemes, addresses and what only the cluster has stay as they are.
     """
+    from spaces.schemes import SCHEMES, policy_called  # torch, which other commands do without
+
     path = Path(name)
     if name.partition("+")[0] in SCHEMES or "://" in name:
         return name

@@ -209,7 +209,8 @@ def _lines(job: "Job") -> list[str]:
     now = job.standing
     lines = [f"job        {job.id}", f"status     {job.status}, {_took(job)}"]
     if now:
-        states = ", ".join(f"{count} {state}" for state, count in sorted(now["states"].items()))
+        found = sorted(now["states"].items())
+        states = ", ".join(f"{count} {_state(state, job)}" for state, count in found)
         lines.append(
             f"{now['stage']:<9}  {sum(now['states'].values())} of {now['trials']}: {states}"
         )
@@ -219,6 +220,10 @@ def _lines(job: "Job") -> list[str]:
             lines.append(f"left       about {_span(now['seconds_left'])} of this stage")
     lines += [f"run        {job.run}", f"dashboard  {job.dashboard}"]
     return lines + ([_how_it_ended(job)] if job.ended else [])
+
+
+def _state(state: str, job: "Job") -> str:
+    return "to go on with" if state == "running" and job.ended else state
 
 
 def _how_it_ended(job: "Job") -> str:
