@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,12 +32,10 @@ from search.job_driver import PACKED, TOLD
 from search.job_log import Reader, machine_lines, packed
 from search.job_package import stage
 from search.ledger import read
-from search.progress import Silence
-from search.run import run_search
-from search.run_folder import RunFolder
-from search.table import read_parquet
 from spaces import scheme
 from spaces.errors import UserError
+
+pytestmark = pytest.mark.timeout(900)
 
 TOKEN = "no-log-and-no-error-may-hold-these-letters"
 TINY = [
@@ -136,7 +134,7 @@ def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline
-        time.sleep(0.2)
+        time.sleep(0.5)
     return found
 
 
@@ -204,7 +202,8 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
         pass
     finally:
         for each in (source, sink):
-            each.close()
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # which wakes the other pump
 
 
 @pytest.fixture
@@ -288,18 +287,7 @@ def test_a_search_is_begun_watched_stopped_gone_on_with_and_fetched(
     done = {t.id for t in begun.trials.values() if t.status}
     assert {after.trials[name].attempts for name in done} == {1}
 
-    code, out, _ = augury("fetch", "second", "--to", "here", "--students")
-    assert code == 0
-    brought = tmp_path / "here"
-    for name in ("policies.parquet", "best_policy.json", "verdict.json", "config.yaml"):
-        assert (brought / name).read_bytes() == (run / name).read_bytes()
-    assert list((brought / "students").glob("*.pt"))
-    assert augury("fetch", "second", "--to", "here")[0] == 0  # the same run again
-    (tmp_path / "else").mkdir()
-    (tmp_path / "else" / "mine.txt").touch()
-    code, _, said = augury("fetch", "second", "--to", "else")
-    assert code == 2
-    assert "else holds something else" in said
+    require_fetched(augury, "second", run, tmp_path)
 
     listed = [job["job"] for job in json.loads(augury("jobs", "--json")[1])]
     assert listed == ["second", "first"]
@@ -311,6 +299,20 @@ def test_a_search_is_begun_watched_stopped_gone_on_with_and_fetched(
     for name in listed:  # what the cluster knows of the jobs does not hold the token either
         assert TOKEN not in laptop.client().get_job_info(name).json()
         assert TOKEN not in laptop.client().get_job_logs(name)
+
+
+def require_fetched(augury: Any, job: str, run: Path, here: Path) -> None:
+    assert augury("fetch", job, "--to", "here", "--students")[0] == 0
+    brought = here / "here"
+    for name in ("policies.parquet", "best_policy.json", "verdict.json", "config.yaml"):
+        assert (brought / name).read_bytes() == (run / name).read_bytes()
+    assert list((brought / "students").glob("*.pt"))
+    assert augury("fetch", job, "--to", "here")[0] == 0  # the same run again
+    (here / "else").mkdir()
+    (here / "else" / "mine.txt").touch()
+    code, _, said = augury("fetch", job, "--to", "else")
+    assert code == 2
+    assert "else holds something else" in said
 
 
 def test_a_search_that_cannot_be_ends_as_it_would_here_and_says_why(laptop, augury, tmp_path):
