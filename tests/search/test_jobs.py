@@ -189,21 +189,20 @@ def hand_on(raw: socket.socket, context: ssl.SSLContext, behind: int) -> None:
     except OSError:  # a client that does not trust us
         raw.close()
         return
-    inner = socket.create_connection(("127.0.0.1", behind))
-    threading.Thread(target=pump, args=(inner, outer), daemon=True).start()
-    pump(outer, inner)
+    with outer, socket.create_connection(("127.0.0.1", behind)) as inner:
+        back = threading.Thread(target=pump, args=(inner, outer), daemon=True)
+        back.start()
+        pump(outer, inner)
+        back.join()
 
 
 def pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         while content := source.recv(65536):
             sink.sendall(content)
-    except OSError:
-        pass
-    finally:
-        for each in (source, sink):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)  # which wakes the other pump
+    for each in (source, sink):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)  # which wakes the other pump
 
 
 @pytest.fixture
@@ -296,6 +295,7 @@ def test_a_search_is_begun_watched_stopped_gone_on_with_and_fetched(
     code, _, said = augury("stop", "first")
     assert code == 2
     assert "is over: it was stopped" in said
+    monkeypatch.setenv("RAY_ADDRESS", laptop.address)
     for name in listed:  # what the cluster knows of the jobs does not hold the token either
         assert TOKEN not in laptop.client().get_job_info(name).json()
         assert TOKEN not in laptop.client().get_job_logs(name)
