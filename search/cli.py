@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from search.jobs_cli import app as jobs
 from search.options import Config, Json, Overrides, Quiet, print_json
 from search.report_cli import app as report
 from search.student_cli import student
@@ -32,6 +33,7 @@ app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
 app.add_typer(watching)
 app.add_typer(report)
+app.add_typer(jobs)
 
 
 def _print_version(asked: bool) -> None:

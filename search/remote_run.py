@@ -9,6 +9,7 @@ all that was known before. Workers read and write `checkpoints/` and `students/`
 
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from search.claim import SIGNS, Claim
+from search.claim import DEAD, SIGNS, Claim
 from search.run_folder import RunFolder
 from search.storage import StorageError, Store
 from spaces.errors import UserError
@@ -83,6 +84,11 @@ class RemoteRun(RunFolder):
             self.refresh()
             self._bring(lambda name: name == self._name(self.teacher))
             yield
+
+    def is_worked_on(self) -> bool:
+        """By the signs of life at the address; a dead one counts for half a minute."""
+        signs = _said(lambda: self.store.listing(SIGNS)).values()
+        return any(s.mtime_ns is None or time.time() - s.mtime_ns / 1e9 < DEAD for s in signs)
 
     def refresh(self) -> None:
         self._bring(lambda name: name != self._name(self.teacher))

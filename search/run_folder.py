@@ -124,6 +124,12 @@ class RunFolder:
         cannot be had; `note` is told where that takes time."""
         return nullcontext()
 
+    def is_worked_on(self) -> bool:
+        """Whether a process works on the run, as far as this machine can know."""
+        from search.ledger import worked_on
+
+        return worked_on(self.ledger)
+
     def refresh(self) -> None:
         """Makes the tables and the ledger here what they are now. Raises UserError."""
 

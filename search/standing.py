@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from search.config import SearchConfig, load_config
 from search.failures import kind
-from search.ledger import Ledger, Stage, Trial, read, worked_on
+from search.ledger import Ledger, Stage, Trial, read
 from search.results import FAILED, FINISHED, ranked
 from search.run_folder import RunFolder
 
@@ -125,7 +125,7 @@ class Standing:
         """For machines; times in seconds, since 1970 where they are `_at`."""
         best, objective = self.best, self.config.search.objective
         return {
-            "run": str(self.folder.path),
+            "run": str(self.folder),
             "stage": self.stage,
             "trials": self.total,
             "states": self.states,
@@ -163,7 +163,7 @@ def standing(folder: RunFolder) -> Standing:
 
     Raises UserError where its ledger or config cannot be read.
     """
-    working = worked_on(folder.ledger)  # before: whoever ended since has written all that there is
+    working = folder.is_worked_on()  # before: whoever ended since has written all that there is
     return Standing(folder, load_config(folder.config), read(folder.ledger), working)
 
 
@@ -172,7 +172,8 @@ def look_at(folder: RunFolder) -> Callable[[], Standing]:
     seen: dict[int, Standing] = {}  # by the size of the ledger, the latest
 
     def look() -> Standing:
-        working = worked_on(folder.ledger)
+        folder.refresh()
+        working = folder.is_worked_on()
         size = folder.ledger.stat().st_size if folder.ledger.exists() else 0
         if size not in seen:
             seen.clear()

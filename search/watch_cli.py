@@ -14,7 +14,9 @@ app = typer.Typer()
 
 @app.command()
 def watch(
-    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    run: Annotated[
+        str, typer.Argument(help="Folder or address of a run, or the id of a job on the cluster.")
+    ],
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
 ) -> None:
     """Watch a search: its best so far, what runs, what failed, the time that is left.
@@ -33,7 +35,7 @@ def watch(
 
 @app.command("optuna")
 def optuna_study(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[str, typer.Argument(help="Folder or address of a run.")],
     to: Annotated[
         Path | None,
         typer.Option(help="File to write instead: .db for SQLite, else a journal."),
@@ -52,6 +54,7 @@ def optuna_study(
     from spaces.errors import UserError
 
     folder = RunFolder.open(run)
+    folder.refresh()
     if to is None:
         if follow:
             raise UserError("--follow keeps the file of --to up to date: name one")
@@ -69,9 +72,24 @@ def optuna_study(
 
 
 def _look(run: str) -> "Callable[[], Told]":
-    """What tells how the run is; raises UserError where there is none."""
+    """What tells how the run or job is; raises UserError where there is none."""
     from search.run_folder import RunFolder
     from search.standing import look_at
 
-    look = look_at(RunFolder.open(Path(run)))
+    if "://" not in run and not Path(run).exists() and "/" not in run:
+        return _look_at_job(run)
+    look = look_at(RunFolder.open(run))
     return lambda: look().as_dict()
+
+
+def _look_at_job(name: str) -> "Callable[[], Told]":
+    from search.jobs import Cluster
+
+    cluster = Cluster()
+    cluster.job(name)
+
+    def told() -> "Told":
+        job = cluster.job(name)
+        return {"done": False, **job.standing, "working": not job.ended}
+
+    return told

@@ -1,0 +1,168 @@
+"""The dashboard of a Ray cluster, whose port is where jobs are given and asked for.
+
+Ray's own client, found by an address or the environment, with limits of time, trust in a
+certificate of the user's choice, a token that nothing shows, and errors in a sentence.
+"""
+
+import logging
+import os
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from ray.dashboard.utils import get_address_for_submission_client
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from spaces.errors import UserError
+
+SECONDS_TO_ANSWER = 10
+SECONDS_TO_WORK = 60  # for an answer that takes the head some work
+ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+TOKENS = ("AUGURY_TOKEN", "RAY_AUTH_TOKEN")
+CERTIFICATES = ("AUGURY_CA", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+
+# They tell of every upload and every socket that closes.
+for _name in (
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env",
+):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)
+
+
+class ClusterError(Exception):
+    """The cluster did not do what it was asked, for a reason that is not the user's."""
+
+
+def job_server(address: str | None = None, ca: Path | None = None) -> "JobServer":
+    """The dashboard at `address`, of HTTP or HTTPS, or that of what Ray takes for a cluster.
+
+    Without an address RAY_API_SERVER_ADDRESS and RAY_ADDRESS are asked, then this machine. `ca` is
+    a file or folder of certificates that are trusted; else AUGURY_CA and what else is usual. A
+    token comes from AUGURY_TOKEN or RAY_AUTH_TOKEN, or is found by Ray itself. Raises UserError
+    where nothing answers, is not trusted or does not trust.
+    """
+    at = _located(address)
+    trusted = str(ca) if ca else _first_set(CERTIFICATES)
+    with _address_is(at):
+        try:
+            return JobServer(at, headers=_headers(), verify=trusted or True)
+        except FileNotFoundError:
+            raise UserError(f"{trusted}: there are no certificates here") from None
+        except ssl.SSLError as error:
+            raise UserError(f"{trusted}: holds no certificates ({error.reason})") from None
+        except (ValueError, KeyError, RuntimeError, TypeError):
+            raise UserError(f"{at} is not the dashboard of a Ray cluster") from None
+
+
+class JobServer(JobSubmissionClient):
+    """Ray's client, with limits of time and with errors in a sentence."""
+
+    def _do_request(
+        self,
+        method: str,
+        endpoint: str,
+        *,
+        data: bytes | None = None,
+        json_data: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> requests.Response:
+        at = self._address
+        patience = SECONDS_TO_ANSWER if endpoint == "/api/version" else SECONDS_TO_WORK
+        kwargs.setdefault("timeout", (SECONDS_TO_ANSWER, patience))
+        try:
+            answer = super()._do_request(method, endpoint, data=data, json_data=json_data, **kwargs)
+        except AuthenticationError:
+            raise UserError(_no_entry(at)) from None
+        except requests.exceptions.SSLError as error:
+            raise UserError(
+                f"{at}: its certificate is not trusted ({_reason(error)}): name the file of the "
+                "authority's certificate with --ca or AUGURY_CA"
+            ) from None
+        except requests.exceptions.Timeout:
+            raise UserError(f"{at}: no answer within {patience} seconds") from None
+        except requests.exceptions.RequestException as error:
+            raise UserError(f"{at}: cannot be reached: {_reason(error)}") from None
+        if endpoint.startswith("/api/jobs/") and answer.status_code >= 400:
+            *_, last = answer.text.strip().splitlines() or ["no reason given"]
+            if answer.status_code == 404:
+                raise UserError(f"{at}: {last}; see augury jobs")
+            if "already exists" in answer.text:
+                raise UserError("a job of this name is there already: give another --name")
+            raise ClusterError(f"{at}: {last}")
+        return answer
+
+
+def _first_set(names: Sequence[str]) -> str | None:
+    return next(filter(None, map(os.environ.get, names)), None)
+
+
+def _located(address: str | None) -> str:
+    """The address of the dashboard; a cluster's own is asked for it."""
+    named = address or _first_set(ADDRESSES) or "http://127.0.0.1:8265"
+    if "@" in named:
+        raise UserError(f"an address holds no names and passwords: a token goes into {TOKENS[0]}")
+    if re.match(r"https?://[^/]", named):
+        return named.rstrip("/")
+    _require_answer(named)
+    with _address_is(named):
+        try:
+            return str(get_address_for_submission_client(named))
+        except Exception as error:  # Ray's, of many kinds
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"no Ray cluster at {named!r}: {reason[0]}") from None
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would go on knocking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address!r}: {error}") from None
+
+
+@contextmanager
+def _address_is(address: str) -> Iterator[None]:
+    """Ray's client believes its environment more than its argument."""
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _headers() -> dict[str, str]:
+    """With the token of the environment, where there is one, which no error may show."""
+    for name in TOKENS:
+        if token := os.environ.get(name, "").strip():
+            if not re.fullmatch(r"[\x21-\x7e]+", token):
+                raise UserError(f"{name}: holds what a token cannot have: blanks or other letters")
+            return {"Authorization": f"Bearer {token}"}
+    return {}
+
+
+def _no_entry(address: str) -> str:
+    given = next((name for name in TOKENS if os.environ.get(name)), None)
+    if given is not None:
+        return f"{address}: the token in {given} is not the cluster's"
+    return f"{address}: the cluster asks for a token: put it into the environment as {TOKENS[0]}"
+
+
+def _reason(error: Exception) -> str:
+    """What is at the bottom of an error of requests."""
+    text = str(error).removesuffix("'))").removesuffix('")').removesuffix(")")
+    return re.split(r"(?<=\S): (?=\S)", text)[-1].strip(" '\"()") or type(error).__name__
