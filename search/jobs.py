@@ -222,7 +222,7 @@ def _of_the_cluster(run: str) -> str:
         return run
     if not (PurePosixPath(run).is_absolute() or run.startswith("~/")):
         raise UserError(
-            f"--run {run}: give the absolute path that the folder has on the cluster, or an address "
+            f"--run {run}: give the absolute path that it has on the cluster, or an address "
             "such as s3://BUCKET/NAME; with several nodes all of them must reach it"
         )
     return run
