@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from spaces import randomness
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 CONFIDENCE = 0.95
 FEWEST = 4  # policies: the ranks of three can agree by chance one time in six
 
