@@ -89,11 +89,12 @@ def predictions(
 def recommend(
     found: Sequence[Prediction], outcomes: Sequence[Figures], *, seed: int = 0
 ) -> Recommendation:
-    """Of all that cannot be told from the best, by the paired bootstrap, and whose own interval lies
-    above 0: those of the shortest probes, of these the default objective, else the best. `found`
-    is what `predictions` gave.
+    """The shortest probes, and of these the default objective or else the best figure, among all
+    whose interval lies above 0 and that are within one standard error of the best: the simplest
+    choice that is about as good (Breiman et al. 1984, section 3.4.3). So a figure that only
+    happened to come first displaces neither a shorter probe nor the default.
 
-    So a figure that only happened to come first does not displace a shorter probe or the default.
+    `found` is what `predictions` gave.
     """
     telling = [p for p in found if p.tells]
     if not telling:
@@ -110,16 +111,17 @@ def recommend(
         )
     result = _higher_is_better([o[DECIDES] for o in outcomes], OUTCOMES[DECIDES])
     best = telling[0]
-    equals = [p for p in telling if p is best or _not_worse(p, best, result, seed)]
+    equals = [p for p in telling if p is best or _about_as_good(p, best, result, seed)]
     shortest = min(p.epochs for p in equals)
     equals = [p for p in equals if p.epochs == shortest]
     chosen = next((p for p in equals if p.figure == DEFAULT), equals[0])
     return Recommendation(chosen.figure, chosen.epochs, trusted=True, sentence=_said(chosen, best))
 
 
-def _not_worse(prediction: Prediction, best: Prediction, result: Floats, seed: int) -> bool:
+def _about_as_good(prediction: Prediction, best: Prediction, result: Floats, seed: int) -> bool:
     values, others = np.array(prediction.values), np.array(best.values)
-    return lead(values, others, result, seed=seed)[1] >= 0
+    difference, error = lead(values, others, result, seed=seed)
+    return difference >= -error
 
 
 def _said(chosen: Prediction, best: Prediction) -> str:
@@ -132,8 +134,8 @@ def _said(chosen: Prediction, best: Prediction) -> str:
     if chosen is best:
         return f"{told}; no other figure does better."
     return (
-        f"{told}; {best.figure} after {_epochs(best.epochs)} had {best.spearman:+.2f}, which "
-        f"{chosen.outcomes[DECIDES].count} policies cannot tell from it."
+        f"{told}; {best.figure} after {_epochs(best.epochs)} had {best.spearman:+.2f}, which is "
+        "within one standard error."
     )
 
 
