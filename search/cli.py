@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from search import analysis_cli
 from search.options import Config, Json, Overrides, Quiet, print_json
 from search.student_cli import student
 from search.teacher_cli import teacher
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(teacher, name="teacher")
 app.add_typer(student, name="student")
+app.add_typer(analysis_cli.app)
 
 
 def _print_version(asked: bool) -> None:
@@ -52,6 +54,11 @@ def search(
     run: Annotated[
         Path | None, typer.Option(help="Folder of the run, new; default runs/DATA-DATE-TIME.")
     ] = None,
+    *,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="Short for --set search.objective=...; auto is what validate found."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +71,8 @@ def search(
     from search.config import load_config
     from search.run_folder import RunFolder
 
-    settings = load_config(config, overrides or ())
+    given = [*(overrides or ()), *([f"search.objective={objective}"] if objective else [])]
+    settings = load_config(config, given)
     name = f"{settings.data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder(run or Path("runs") / name)
     folder.require_new()

@@ -18,6 +18,8 @@ from trainers.quantization import QuantizationSpec
 from trainers.student import OBJECTIVES, StudentRecipe
 from trainers.teacher import TeacherRecipe
 
+AUTO = "auto"
+
 
 class StudentConfig(Frozen):
     """What is distilled and how; the same for probes and full-length runs but for the epochs."""
@@ -61,7 +63,9 @@ class ExploreConfig(Frozen):
 
     trials: Annotated[int, Field(ge=1)] = 20
     probe_epochs: Annotated[int, Field(ge=1)] = 3
-    objective: str = "score"
+    objective: Annotated[
+        str, Field(description="a figure of probes; auto: what augury validate recommended")
+    ] = "score"
     further_objectives: Annotated[
         tuple[str, ...],
         Field(strict=False, description="beside it; then the best are the front of all of them"),
@@ -101,9 +105,13 @@ class ExploreConfig(Frozen):
 
     @field_validator("objective")
     @classmethod
+    def _known_or_auto(cls, objective: str) -> str:
+        return objective if objective == AUTO else cls._known(objective)
+
+    @classmethod
     def _known(cls, objective: str) -> str:
         if objective not in OBJECTIVES:
-            raise ValueError(str(unknown_name("objective", objective, OBJECTIVES)))
+            raise ValueError(str(unknown_name("objective", objective, (*OBJECTIVES, AUTO))))
         return objective
 
     @field_validator("further_objectives")
@@ -115,6 +123,8 @@ class ExploreConfig(Frozen):
     def _several_objectives(self) -> "ExploreConfig":
         if not self.further_objectives:
             return self
+        if self.objective == AUTO:
+            raise ValueError("further_objectives: with objective auto there is one: name it")
         if len(self.directions) <= len(self.further_objectives):
             raise ValueError("further_objectives: every objective may be there once")
         if self.searcher == "cmaes" or self.scheduler != "none":

@@ -24,7 +24,7 @@ from spaces.policy import Policy, policy_from_json
 from trainers.student import FIGURES
 
 PLACES = ("node", "device", "batch_size")
-Stage = Literal["probe", "promotion"]
+Stage = Literal["probe", "promotion", "validation"]
 
 
 @dataclass

@@ -5,25 +5,32 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from search import recommendations
 from search.cluster import concurrent_trials, connected, lacking, require_storage
 from search.code_version import code_version
-from search.config import SearchConfig, differences, flat, load_config
-from search.ledger import opened
-from search.progress import Listener
+from search.config import AUTO, SearchConfig, differences, flat, load_config
+from search.ledger import Ledger, opened
+from search.progress import SILENCE, Listener
 from search.run_folder import RunFolder, write_text
 from search.stages import SearchFailedError, SearchResult, Stages
 from search.trainable import Shared
+from search.validation import Validation, Validator, policies_of
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, scheme
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError, from_validation
+from spaces.schemes import policy_called
 from trainers.datasets import ImageSplits, load_splits
 from trainers.models import network_for
 from trainers.student import StudentTrainer
@@ -39,14 +46,23 @@ MAY_CHANGE = (
 )
 
 
-def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
+def run_search(
+    config: SearchConfig, folder: RunFolder | Path | str, listen: Listener = SILENCE
+) -> SearchResult:
     """Runs the whole search and writes its folder.
 
     Raises UserError before anything is written where `config` cannot work, SearchFailedError where
     every probe or every student failed, and Interrupted where it was asked to stop. What was done
     is in the folder all the same, and `resume_search` goes on with it.
     """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     folder.require_new()
+    if config.search.objective == AUTO:
+        config = recommendations.applied(config)
+        listen.note(
+            f"recommended for these data: search.objective={config.search.objective}, "
+            f"search.probe_epochs={config.search.probe_epochs}"
+        )
     return _search(config, folder, listen)
 
 
@@ -105,15 +121,68 @@ def _changed(config: SearchConfig, section: str, **given: int | None) -> SearchC
     return config.model_copy(update={section: part})
 
 
+def validate_run(
+    folder: RunFolder,
+    listen: Listener,
+    *,
+    schemes: Sequence[str],
+    random: int,
+    seeds: int | None = None,
+) -> Validation:
+    """Probes and trains the policies of the run in `folder`, the named ones, and `random` ones of
+    its space, as far as that is not done, and writes what foretells the full length.
+
+    The recommendation is kept for `search.objective: auto`, too. Raises what `resume_search` does.
+    """
+    named = [policy_called(name) for name in schemes]
+    config = _changed(_as_it_began(folder), "promotion", seeds=seeds)
+    with _at_work(config, folder, listen) as work:
+        concluded = work.ledger.concluded
+        work.ledger.sitting(work.made_by["versions"])
+        policies = policies_of(work.ledger, named, work.plain_space, config, random)
+        validator = Validator(config, work.shared, ledger=work.ledger, folder=folder, listen=listen)
+        found = validator.validate(policies)
+        found.write(folder)
+        recommendations.keep(found.recommendation, work.made_by, config)
+        if concluded:
+            work.ledger.conclude()
+        return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process needs that works on a run: its ledger is open and its cluster connected."""
+
+    ledger: Ledger
+    made_by: dict[str, Any]
+    start: WarmStart
+    shared: Shared
+    plain_space: PolicySpace
+    space: PolicySpace  # with the policies of `start`
+
+
 def _search(
     config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
 ) -> SearchResult:
+    with _at_work(config, folder, listen) as work:
+        if config != load_config(folder.config):  # the run keeps what was given
+            write_text(folder.config, config.to_yaml())
+        work.ledger.sitting(work.made_by["versions"])
+        stages = Stages(config, folder, work.ledger, work.made_by, listen)
+        if probing:
+            stages.probe(work.shared, work.space, work.start)
+        return stages.promote(work.shared)
+
+
+@contextmanager
+def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Iterator[_Work]:
+    """A run that is worked on by this process alone, made where it is not there yet."""
     if config.search.budget.gpu_hours is not None and not config.cluster.gpus_per_trial:
         raise UserError("search.budget.gpu_hours: probes use no GPU by cluster.gpus_per_trial")
     splits = load_splits(config.data)
     made_by, start = _made_by(config, splits, folder)
-    space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
-    space = space.including([*start.first, *(policy for policy, _ in start.known)])
+    plain = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
+    space = plain.including([*start.first, *(policy for policy, _ in start.known)])
     student = config.student.start(splits)
     if not folder.marker.exists():
         _rehearse(config, splits, student)
@@ -129,15 +198,9 @@ def _search(
         teacher = _teacher(config, splits, folder)
         _lay_out(folder, config, made_by, teacher)
         with opened(folder.ledger) as ledger:
-            if config != load_config(folder.config):  # the run keeps what was given
-                write_text(folder.config, config.to_yaml())
-            ledger.sitting(made_by["versions"])
-            stages = Stages(config, folder, ledger, made_by, listen)
             shared = Shared.put(config, splits, teacher, student, checkpoints=folder.checkpoints)
             try:
-                if probing:
-                    stages.probe(shared, space, start)
-                return stages.promote(shared)
+                yield _Work(ledger, made_by, start, shared, plain, space)
             except OSError as error:
                 raise SearchFailedError(f"the run could not be written: {error}") from error
 
