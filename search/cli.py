@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from search.analysis_cli import app as analysis
 from search.jobs_cli import app as jobs
 from search.options import Config, Json, Overrides, Quiet, print_json
 from search.report_cli import app as report
@@ -34,6 +35,7 @@ app.add_typer(student, name="student")
 app.add_typer(watching)
 app.add_typer(report)
 app.add_typer(jobs)
+app.add_typer(analysis)
 
 
 def _print_version(asked: bool) -> None:
@@ -59,6 +61,11 @@ def search(
         str | None,
         typer.Option(help="New folder or address (s3://...) of the run; default runs/DATA-TIME."),
     ] = None,
+    *,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="Short for --set search.objective=...; auto is what validate found."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +78,8 @@ def search(
     from search.config import load_config
     from search.run_folder import RunFolder
 
-    settings = load_config(config, overrides or ())
+    given = [*(overrides or ()), *([f"search.objective={objective}"] if objective else [])]
+    settings = load_config(config, given)
     name = f"{settings.data.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.at(run or Path("runs") / name)
     folder.require_new()

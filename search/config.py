@@ -19,6 +19,8 @@ from trainers.quantization import QuantizationSpec
 from trainers.student import OBJECTIVES, StudentRecipe
 from trainers.teacher import TeacherRecipe
 
+AUTO = "auto"  # what is measured instead of being given
+
 
 class StudentConfig(Frozen):
     """What is distilled and how; the same for probes and full-length runs but for the epochs."""
@@ -62,7 +64,9 @@ class ExploreConfig(Frozen):
 
     trials: Annotated[int, Field(ge=1)] = 20
     probe_epochs: Annotated[int, Field(ge=1)] = 3
-    objective: str = "score"
+    objective: Annotated[
+        str, Field(description="a figure of probes; auto: what augury validate recommended")
+    ] = "score"
     further_objectives: Annotated[
         tuple[str, ...],
         Field(strict=False, description="beside it; then the best are the front of all of them"),
@@ -102,9 +106,13 @@ class ExploreConfig(Frozen):
 
     @field_validator("objective")
     @classmethod
+    def _known_or_auto(cls, objective: str) -> str:
+        return objective if objective == AUTO else cls._known(objective)
+
+    @classmethod
     def _known(cls, objective: str) -> str:
         if objective not in OBJECTIVES:
-            raise ValueError(str(unknown_name("objective", objective, OBJECTIVES)))
+            raise ValueError(str(unknown_name("objective", objective, (*OBJECTIVES, AUTO))))
         return objective
 
     @field_validator("further_objectives")
@@ -116,6 +124,8 @@ class ExploreConfig(Frozen):
     def _several_objectives(self) -> "ExploreConfig":
         if not self.further_objectives:
             return self
+        if self.objective == AUTO:
+            raise ValueError("further_objectives: with objective auto there is one: name it")
         if len(self.directions) <= len(self.further_objectives):
             raise ValueError("further_objectives: every objective may be there once")
         if self.searcher == "cmaes" or self.scheduler != "none":
@@ -161,9 +171,6 @@ def kind_of(epochs: int, images: str, workers: int) -> str:
     batch norm sees a part of the batch."""
     alone = f"{epochs}-{images}"
     return alone if workers == 1 else f"{alone}-{workers}workers"
-
-
-AUTO = "auto"
 
 
 class ClusterConfig(Frozen):

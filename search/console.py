@@ -15,11 +15,17 @@ from search.verdict import percent
 from spaces.schemes import SCHEMES
 
 if TYPE_CHECKING:
+    from search.compare import Comparison, Paired
     from search.config import SearchConfig
+    from search.correlations import Correlation
+    from search.results import FullLength
+    from search.run_folder import RunFolder
     from search.stages import SearchResult
+    from search.validation import Validation
     from trainers.scoring import PolicyScore
 
 ROWS_SHOWN = 12
+PREDICTIONS_SHOWN = 15
 
 
 @contextmanager
@@ -91,6 +97,73 @@ def print_scores(rows: "Sequence[tuple[str, PolicyScore]]", config: "SearchConfi
         cells = [f"{figure:.4f}" for figure in (*figures, found.teacher_stddev)]
         table.add_row(str(rank), escape(name), *cells)
     _stdout().print(table)
+
+
+def print_validation(found: "Validation", folder: "RunFolder") -> None:
+    """The recommendation, and the figures that lead to it: Spearman's coefficients."""
+    from search.predictors import OUTCOMES
+
+    console, policies = _stdout(), len(found.candidates)
+    title = f"What foretells the full length of {policies} policies (Spearman, +1 is perfect)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("figure")
+    table.add_column("probe epochs", justify="right")
+    for outcome in ("final validation loss", "final validation accuracy", "final test accuracy"):
+        table.add_column(outcome, justify="right", no_wrap=True)
+    for prediction in found.predictions[:PREDICTIONS_SHOWN]:
+        cells = [_interval(prediction.outcomes[name]) for name in OUTCOMES]
+        table.add_row(prediction.figure, str(prediction.epochs), *cells)
+    console.print(table)
+    hidden = len(found.predictions) - PREDICTIONS_SHOWN
+    if hidden > 0:
+        console.print(
+            f"{hidden} more in {folder.named(folder.validation.with_suffix('.csv'))}",
+            highlight=False,
+        )
+    if found.left_out:
+        console.print(f"left out, since a probe or student failed: {', '.join(found.left_out)}")
+    console.print(f"\n[b]Recommended[/b]: {escape(found.recommendation.sentence)}", soft_wrap=True)
+    if found.recommendation.trusted:
+        console.print("augury search --objective auto goes by that.", highlight=False)
+
+
+def _interval(correlation: "Correlation") -> str:
+    low, high = correlation.spearman_interval
+    return f"{correlation.spearman:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def print_comparison(found: "Comparison") -> None:
+    """Runs side by side, in the order in which they were named."""
+    from search.compare import verdict_of
+
+    console = _stdout()
+    table = Table("", *(f"run {n}" for n in range(1, len(found.runs) + 1)), show_lines=True)
+    verdicts = [verdict_of(run.folder) or {} for run in found.runs]
+    table.add_row("folder", *(escape(str(run.folder)) for run in found.runs))
+    table.add_row("verdict", *(escape(v.get("sentence", "none yet")) for v in verdicts))
+    for key, values in found.settings.items():
+        table.add_row(key, *(escape(str(value)) for value in values))
+    for policy, of_runs in found.students.items():
+        table.add_row(f"test, {escape(policy)}", *(_tested(students) for students in of_runs))
+    console.print(table)
+    for (first, second), pairs in found.pairs.items():
+        for pair in pairs:
+            console.print(_paired(pair, first, second), highlight=False, soft_wrap=True)
+
+
+def _tested(students: "Sequence[FullLength]") -> str:
+    return percent(*mean_and_std([s.test_accuracy for s in students])) or "-"
+
+
+def _paired(pair: "Paired", first: int, second: int) -> str:
+    seeds = f"{len(pair.seeds)} seed{'s' * (len(pair.seeds) > 1)}"
+    noise = "noise unknown"
+    if pair.interval is not None:
+        low, high = pair.interval
+        beyond = low > 0 or high < 0
+        noise = f"{100 * low:+.1f} to {100 * high:+.1f}" + ("" if beyond else ", within the noise")
+    points = f"{100 * pair.difference:+.1f} points ({noise}, {seeds} of both)"
+    return f"run {second + 1} over run {first + 1}, {escape(pair.policy)}: {points}"
 
 
 def print_schemes() -> None:

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from spaces import randomness
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 CONFIDENCE = 0.95
 FEWEST = 4  # policies: the ranks of three can agree by chance one time in six
 
@@ -56,11 +56,12 @@ def correlate(x: Floats, y: Floats, *, seed: int = 0) -> Correlation:
     )
 
 
-def lead(x: Floats, other: Floats, y: Floats, *, seed: int = 0) -> Interval:
-    """The interval of Spearman's coefficient of `x` with `y` minus that of `other` with `y`, in the
-    same resamples. Both ends are at most 0 where `x` is told to be the worse one."""
+def lead(x: Floats, other: Floats, y: Floats, *, seed: int = 0) -> tuple[float, float]:
+    """Spearman's coefficient of `x` with `y` minus that of `other` with `y`, and its standard error
+    by the same resamples for both."""
     drawn = resamples(len(x), seed)
-    return _interval(spearman(x[drawn], y[drawn]) - spearman(other[drawn], y[drawn]))
+    differences = spearman(x[drawn], y[drawn]) - spearman(other[drawn], y[drawn])
+    return float(spearman(x, y) - spearman(other, y)), float(np.nanstd(differences, ddof=1))
 
 
 def resamples(count: int, seed: int) -> NDArray[np.int64]:

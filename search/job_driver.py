@@ -113,10 +113,14 @@ def _is_there(folder: "RunFolder") -> bool:
 
 def _resumed(settings: "SearchConfig", folder: "RunFolder", listen: "Listener") -> "SearchResult":
     """Goes on with the run as `settings` say; raises UserError where it was begun with others."""
-    from search.config import differences, load_config
+    from search.config import AUTO, differences, load_config
     from search.run import MAY_CHANGE, resume_search
     from search.run_folder import write_text
 
+    if settings.search.objective == AUTO:  # the run keeps what that was when it began
+        began = load_config(folder.config).search
+        chosen = {"objective": began.objective, "probe_epochs": began.probe_epochs}
+        settings = settings.model_copy(update={"search": settings.search.model_copy(update=chosen)})
     changed = differences(load_config(folder.config), settings)
     others = [said for key, said in changed.items() if not key.startswith(MAY_CHANGE)]
     if others:

@@ -25,7 +25,7 @@ from trainers.student import FIGURES
 
 LOST = "the worker was lost"  # how the failure of a trial begins that befell it from outside
 PLACES = ("node", "device", "batch_size")
-Stage = Literal["probe", "promotion"]
+Stage = Literal["probe", "promotion", "validation"]
 
 
 @dataclass

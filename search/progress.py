@@ -50,6 +50,9 @@ class Silence:
     def trial_ended(self, row: Row) -> None: ...
 
 
+SILENCE = Silence()
+
+
 class PlainLines:
     """One line per event, for logs and pipes."""
 

@@ -378,22 +378,19 @@ def _failures_say(now: Standing) -> str:
 
 
 def _repeat(now: Standing) -> dict[str, Any]:
-    marker, config = now.folder.read_marker(), now.config
+    marker, config, where = now.folder.read_marker(), now.config, str(now.folder)
     first, seeds = config.search.seed + 1, config.promotion.seeds
-    versions = marker.get("versions", {})
     facts = {
-        "run": now.folder.path,
+        "run": where,
         "made": marker.get("created"),
         "seed of the search": config.search.seed,
         "seeds of full length": f"{first} to {first + seeds - 1}" if seeds > 1 else first,
         "config hash": marker.get("config_hash"),
         "data hash": marker.get("data_hash"),
         "teacher hash": marker.get("teacher_hash"),
-        **{f"version of {name}": found for name, found in versions.items()},
+        **{f"version of {name}": found for name, found in marker.get("versions", {}).items()},
     }
-    text = config.to_yaml()
-    run = shlex.quote(str(now.folder.path))
-    again = shlex.quote(f"{now.folder.path}-again")
+    text, run, again = config.to_yaml(), shlex.quote(where), shlex.quote(f"{where}-again")
     return {
         "commands": f"augury search {run}/config.yaml --run {again}\naugury report {run}",
         "facts": [(name, value) for name, value in facts.items() if value is not None],

@@ -5,27 +5,34 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from search import recommendations
 from search.cluster import concurrent_trials, connected, lacking, require_storage
 from search.code_version import code_version
-from search.config import SearchConfig, differences, flat, load_config
-from search.ledger import opened
+from search.config import AUTO, SearchConfig, differences, flat, load_config
+from search.ledger import Ledger, opened
 from search.packing import keep, packing_for
-from search.progress import Listener
+from search.progress import SILENCE, Listener
 from search.run_folder import RunFolder, write_text
 from search.stages import SearchFailedError, SearchResult, Stages
 from search.trainable import Shared
+from search.validation import Validation, Validator, policies_of
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, scheme
 from spaces.atomic_write import atomic_write
 from spaces.errors import UserError, from_validation
-from trainers.datasets import ImageSplits, load_splits
+from spaces.schemes import policy_called
+from trainers.datasets import ImageSplits, Labelled, load_splits
 from trainers.models import network_for
 from trainers.student import StudentTrainer
 from trainers.teacher import cached_teacher, frozen, teacher_hash
@@ -40,14 +47,23 @@ MAY_CHANGE = (
 )
 
 
-def run_search(config: SearchConfig, folder: RunFolder, listen: Listener) -> SearchResult:
+def run_search(
+    config: SearchConfig, folder: RunFolder | Path | str, listen: Listener = SILENCE
+) -> SearchResult:
     """Runs the whole search and writes its folder.
 
     Raises UserError before anything is written where `config` cannot work, SearchFailedError where
     every probe or every student failed, and Interrupted where it was asked to stop. What was done
     is in the folder all the same, and `resume_search` goes on with it.
     """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder.at(folder)
     folder.require_new()
+    if config.search.objective == AUTO:
+        config = recommendations.applied(config)
+        listen.note(
+            f"recommended for these data: search.objective={config.search.objective}, "
+            f"search.probe_epochs={config.search.probe_epochs}"
+        )
     with folder.held(listen.note):
         return _search(config, folder, listen)
 
@@ -111,14 +127,73 @@ def _changed(config: SearchConfig, section: str, **given: int | None) -> SearchC
     return config.model_copy(update={section: part})
 
 
+def validate_run(
+    folder: RunFolder,
+    listen: Listener,
+    *,
+    schemes: Sequence[str],
+    random: int,
+    seeds: int | None = None,
+) -> Validation:
+    """Probes and trains the policies of the run in `folder`, the named ones, and `random` ones of
+    its space, as far as that is not done, and writes what foretells the full length.
+
+    The recommendation is kept for `search.objective: auto`, too. Raises what `resume_search` does.
+    """
+    named = [policy_called(name) for name in schemes]
+    with folder.held(listen.note):
+        config = _changed(_as_it_began(folder), "promotion", seeds=seeds)
+        with _at_work(config, folder, listen) as work:
+            concluded = work.ledger.concluded
+            work.ledger.sitting(work.made_by["versions"])
+            policies = policies_of(work.ledger, named, work.plain_space, config, random)
+            validator = Validator(
+                work.config, work.shared, ledger=work.ledger, folder=folder, listen=listen
+            )
+            found = validator.validate(policies)
+            found.write(folder)
+            recommendations.keep(found.recommendation, work.made_by, config)
+            if concluded:
+                work.ledger.conclude()
+            return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a process needs that works on a run: its ledger is open and its cluster connected."""
+
+    config: SearchConfig  # with numbers where that of the run says auto
+    ledger: Ledger
+    made_by: dict[str, Any]
+    start: WarmStart
+    shared: Shared
+    plain_space: PolicySpace
+    space: PolicySpace  # with the policies of `start`
+    images: Labelled  # all for training
+
+
 def _search(
     config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
 ) -> SearchResult:
+    with _at_work(config, folder, listen) as work:
+        if config != load_config(folder.config):  # the run keeps what was given
+            write_text(folder.config, config.to_yaml())
+            folder.publish(folder.config)
+        work.ledger.sitting(work.made_by["versions"])
+        stages = Stages(work.config, folder, work.ledger, work.made_by, listen, images=work.images)
+        if probing:
+            stages.probe(work.shared, work.space, work.start)
+        return stages.promote(work.shared)
+
+
+@contextmanager
+def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Iterator[_Work]:
+    """A run that is worked on by this process alone, made where it is not there yet."""
     _require_gpus(config)
     splits = load_splits(config.data)
     made_by, start = _made_by(config, splits, folder)
-    space = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
-    space = space.including([*start.first, *(policy for policy, _ in start.known)])
+    plain = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
+    space = plain.including([*start.first, *(policy for policy, _ in start.known)])
     student = config.student.start(splits)
     if not folder.marker.exists():
         _rehearse(config, splits, student)
@@ -142,20 +217,13 @@ def _search(
             _require_gpus(config)
         _lay_out(folder, given, made_by, teacher, at_once=concurrent_trials(config.cluster))
         with opened(folder.ledger, folder.publish_line) as ledger:
-            if given != load_config(folder.config):  # the run keeps what was given
-                write_text(folder.config, given.to_yaml())
-                folder.publish(folder.config)
             if packing is not None:
                 keep(packing, folder.packing)
                 folder.publish(folder.packing)
-            ledger.sitting(made_by["versions"])
-            stages = Stages(config, folder, ledger, made_by, listen, images=splits.train)
             try:
-                if probing:
-                    stages.probe(shared, space, start)
-                return stages.promote(shared)
+                yield _Work(config, ledger, made_by, start, shared, plain, space, splits.train)
             except ConnectionError as error:  # Ray's, though an OSError: files know of no other
-                where = f"cluster.address in {folder.config} may name another cluster"
+                where = f"cluster.address in {folder.named(folder.config)} may name another cluster"
                 raise SearchFailedError(
                     f"the connection to Ray was lost: {error} ({where})"
                 ) from error

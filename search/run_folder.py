@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / "report"
 
     @property
+    def validation(self) -> Path:
+        """How well each figure of the probes foretells the full length; the same as .csv."""
+        return self.path / "validation.json"
+
+    @property
     def ledger(self) -> Path:
         """What happened, line by line: what a search is resumed from."""
         return self.path / "trials.jsonl"

@@ -1,0 +1,56 @@
+"""A run as an object, for notebooks and scripts."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from search.compare import verdict_of
+from search.run_folder import RunFolder
+from search.standing import Standing, standing
+from search.table import read_parquet
+from spaces.errors import UserError
+from spaces.policy import Policy, load_policy
+
+
+class Run:
+    """What a search has found, read from its folder; also while it runs, as of each first use."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """The ranked table, best first (docs/policies-parquet.md has its columns)."""
+        return read_parquet(self.folder.policies).to_pandas()
+
+    @cached_property
+    def standing(self) -> Standing:
+        """How far the run is: its trials, its best probe, the time that is left."""
+        return standing(self.folder)
+
+    @cached_property
+    def verdict(self) -> dict[str, Any]:
+        """What promotion found; raises UserError where it has not come to that."""
+        found = verdict_of(self.folder)
+        if found is None:
+            raise UserError(f"{self.folder}: has no verdict yet")
+        return found
+
+    @cached_property
+    def best_policy(self) -> Policy:
+        """The policy that validation chose; raises UserError where it has not come to that."""
+        if not self.folder.best_policy.exists():
+            raise UserError(f"{self.folder}: has no best policy yet")
+        return load_policy(self.folder.best_policy)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+
+def load_run(path: Path | str) -> Run:
+    """The run in the folder or at the address `path`; raises UserError where there is none."""
+    folder = RunFolder.open(path)
+    folder.refresh()
+    return Run(folder)
