@@ -24,7 +24,7 @@ from search.importance import Effect, Share
 from search.results import FAILED, FINISHED, STOPPED
 from spaces.atomic_write import atomic_write
 
-MOST_POINTS = 2000  # of one figure: more are a cloud, and megabytes
+MOST_POINTS = 1000  # of one figure: more are a cloud, and megabytes
 MOST_BARS = 16
 LABEL = 44  # letters of a policy in a legend
 INK, QUIET, LINES, FIRST, SECOND, THIRD = (

@@ -9,12 +9,9 @@ import base64
 import hashlib
 import io
 import json
-import math
-import re
 import shlex
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,12 +21,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from search import evidence
+from search import report_tables as tables
 from search.config import load_config
-from search.correlations import FEWEST
-from search.evidence import Agreement
-from search.failures import in_common
 from search.figures import Plot
-from search.results import FAILED, FINISHED, STOPPED, Row, mean_and_std
+from search.results import FAILED, FINISHED, STOPPED
 from search.run_folder import RunFolder, write_text
 from search.standing import Standing, standing
 from search.verdict import percent, signed_points
@@ -38,9 +33,8 @@ from spaces.description import contact_sheet, describe, one_of_each
 from spaces.errors import UserError
 from trainers.datasets import Labelled, load_splits
 
-ROWS_SHOWN = 1000  # of the ranking: a page of 10,000 is no page
-REASONS_SHOWN = 30
 EXAMPLES, DRAWS = 4, 5  # rows of the contact sheet, and policies' draws in each
+CSV_BYTES = 200_000  # of the data of a figure; more are a file beside the page
 SHEET_SIDE, SHEET_BYTES = 1200, 400_000  # pixels and bytes of a PNG, beyond which it is a JPEG
 
 
@@ -77,7 +71,7 @@ def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
     searched += [curves] if (curves := evidence.curves(now)) else []
     believed, found = evidence.agreements(now, rows)
     matters = evidence.matters(now)
-    failures = _failures(now)
+    failures = tables.failures(now)
     style, script = _part("report.css"), _part("report.js")
     verdict, quantization = _verdict(now), now.config.student.quantization
     best = _best(now, has_verdict=verdict is not None)
@@ -88,14 +82,14 @@ def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
         "no_verdict": _no_verdict(now),
         "best": best and _best_said(best, has_verdict=verdict is not None),
         **_sheet(best, images),
-        **_ranking(now, rows, best),
+        **tables.ranking(now, rows, best),
         "searched": list(map(_embedded, searched)),
         "agreements": list(map(_embedded, believed)),
-        "correlations": list(map(_correlation, found)),
+        "correlations": list(map(tables.correlation, found)),
         "matters": list(map(_embedded, matters)),
         "too_few": evidence.too_few(now),
         "failures": failures,
-        "failures_say": _failures_say(now),
+        "failures_say": tables.failures_say(now) if failures else "",
         "repeat": _repeat(now),
         "style": Markup(style),
         "script": Markup(script),
@@ -233,7 +227,7 @@ def _best_said(policy: Policy, *, has_verdict: bool) -> dict[str, Any]:
         "heading": "The best policy" if has_verdict else "The best policy so far, by its probe",
         "name": str(policy),
         "words": words,
-        "json": _data_url("application/json", policy.to_json().encode()),
+        "json": tables.data_url("application/json", policy.to_json().encode()),
     }
 
 
@@ -253,72 +247,7 @@ def _sheet(policy: Policy | None, images: Labelled | None) -> dict[str, Any]:
                 picture.convert("RGB").save(smaller, format="JPEG", quality=85)
             content, kind = smaller.getvalue(), "image/jpeg"
     says = f"{len(shown)} training images, each as it is and then {DRAWS} times under the policy."
-    return {"sheet": _data_url(kind, content), "sheet_says": says}
-
-
-def _ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str, Any]:
-    directions = now.config.search.directions
-    names = list(directions)
-    labels = [
-        "rank",
-        "policy",
-        *names,
-        "probe val.",
-        "final val.",
-        "final test",
-        "seconds",
-        "status",
-    ]
-    better = {"min": "lower", "max": "higher"}
-    said = [f"{name} ({better[mode]} is better)" for name, mode in directions.items()]
-    return {
-        "ranked_by": " and ".join(said) + (", front by front" if len(names) > 1 else ""),
-        "columns": [
-            {"label": label, "numeric": label not in ("policy", "status")} for label in labels
-        ],
-        "rows": [
-            {
-                "rank": rank,
-                "best": best is not None and row.policy.identity == best.identity,
-                "status": row.status,
-                "reason": _reason(row),
-                "identity": row.policy.identity,
-                "json": _data_url("application/json", row.policy.to_json().encode()),
-                "cells": _cells(rank, row, names),
-            }
-            for rank, row in enumerate(rows[:ROWS_SHOWN], start=1)
-        ],
-        "left_out": max(len(rows) - ROWS_SHOWN, 0),
-        "statuses": sorted({row.status for row in rows[:ROWS_SHOWN]}),
-    }
-
-
-def _reason(row: Row) -> str:
-    if row.status == STOPPED:
-        return f"stopped by the scheduler after epoch {row.figures['epoch']:g}"
-    return row.failure or ""
-
-
-def _cells(rank: int, row: Row, objectives: Sequence[str]) -> list[dict[str, Any]]:
-    full = [
-        mean_and_std([getattr(run, name) for run in row.full_length]) for name in evidence.FINAL
-    ]
-    probed = row.figures.get("validation_accuracy")
-    return [
-        _number(rank, str(rank)),
-        {"text": str(row.policy), "heading": True, "numeric": False},
-        *(_number(row.figures.get(n), f"{row.figures.get(n, math.nan):.4f}") for n in objectives),
-        _number(probed, percent(probed, None)),
-        *(_number(mean, percent(mean, std)) for mean, std in full),
-        _number(row.seconds, f"{row.seconds:.1f}"),
-        {"text": row.status, "heading": False, "numeric": False},
-    ]
-
-
-def _number(value: float | None, text: str) -> dict[str, Any]:
-    known = value is not None and math.isfinite(value)
-    found = {"text": text, "value": repr(value)} if known else {"text": "", "value": ""}
-    return found | {"heading": False, "numeric": True}
+    return {"sheet": tables.data_url(kind, content), "sheet_says": says}
 
 
 def _embedded(plot: Plot) -> dict[str, Any]:
@@ -328,53 +257,8 @@ def _embedded(plot: Plot) -> dict[str, Any]:
         "title": plot.title,
         "says": plot.says,
         "svg": Markup(plot.svg()),
-        "csv": _data_url("text/csv", csv),
+        "csv": tables.data_url("text/csv", csv) if len(csv) <= CSV_BYTES else None,
     }
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _correlation(agreement: Agreement) -> dict[str, Any]:
-    found = agreement.found
-    said = dict.fromkeys(("spearman", "kendall"), f"fewer than {FEWEST} policies")
-    if found is not None:
-        for name in said:
-            value, (low, high) = getattr(found, name), getattr(found, f"{name}_interval")
-            said[name] = (
-                f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-                if math.isfinite(value)
-                else "no variation"
-            )
-    return {
-        "predictor": agreement.predictor,
-        "outcome": agreement.outcome,
-        "policies": agreement.policies,
-        "chance": f"{agreement.chance:.2g}" if math.isfinite(agreement.chance) else "",
-        **said,
-    }
-
-
-def _failures(now: Standing) -> list[dict[str, Any]]:
-    """By their reasons, in which numbers do not count, most frequent first."""
-    by_kind = defaultdict(list)
-    for trial in now.ledger.trials.values():
-        if trial.status == FAILED:
-            by_kind[re.sub(r"\d+", "N", trial.failure or "unknown")].append(trial)
-    ordered = sorted(by_kind.values(), key=len, reverse=True)[:REASONS_SHOWN]
-    return [
-        {"reason": first.failure, "count": len(trials), "example": str(first.policy)}
-        for trials in ordered
-        for first in trials[:1]
-    ]
-
-
-def _failures_say(now: Standing) -> str:
-    probes = now.ledger.of("probe")
-    if any(trial.status == FAILED for trial in probes):
-        return f"Of the probes {in_common(probes)}."
-    return "Students of full length that were lost; no probe failed."
 
 
 def _repeat(now: Standing) -> dict[str, Any]:
@@ -395,5 +279,5 @@ def _repeat(now: Standing) -> dict[str, Any]:
         "commands": f"augury search {run}/config.yaml --run {again}\naugury report {run}",
         "facts": [(name, value) for name, value in facts.items() if value is not None],
         "config": text,
-        "config_url": _data_url("application/yaml", text.encode()),
+        "config_url": tables.data_url("application/yaml", text.encode()),
     }

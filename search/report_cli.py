@@ -30,8 +30,7 @@ def report(
     try:
         path = write_report(folder, images, to=to)
     except OSError as error:
-        where = error.filename or to or folder.report
-        raise UserError(f"{where}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{to or folder.report}: cannot be written: {error.strerror}") from None
     if missing:
         print(f"without pictures: {missing}")
     print(f"report  {path}")

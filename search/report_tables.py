@@ -1,0 +1,134 @@
+"""The tables of the report: rows and cells as its template wants them."""
+
+import base64
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from search import evidence
+from search.correlations import FEWEST
+from search.evidence import Agreement
+from search.failures import in_common
+from search.results import FAILED, STOPPED, Row, mean_and_std
+from search.standing import Standing
+from search.verdict import percent
+from spaces import Policy
+
+ROWS_SHOWN = 1000  # of the ranking: a page of 10,000 is no page
+REASONS_SHOWN = 30
+
+
+def ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str, Any]:
+    """The ranked rows, that of the `best` policy marked, and their columns."""
+    directions = now.config.search.directions
+    names = list(directions)
+    labels = [
+        "rank",
+        "policy",
+        *names,
+        "probe val.",
+        "final val.",
+        "final test",
+        "seconds",
+        "status",
+    ]
+    better = {"min": "lower", "max": "higher"}
+    said = [f"{name} ({better[mode]} is better)" for name, mode in directions.items()]
+    return {
+        "ranked_by": " and ".join(said) + (", front by front" if len(names) > 1 else ""),
+        "columns": [
+            {"label": label, "numeric": label not in ("policy", "status")} for label in labels
+        ],
+        "rows": [
+            {
+                "rank": rank,
+                "best": best is not None and row.policy.identity == best.identity,
+                "status": row.status,
+                "reason": _reason(row),
+                "identity": row.policy.identity,
+                "json": data_url("application/json", row.policy.to_json().encode()),
+                "cells": _cells(rank, row, names),
+            }
+            for rank, row in enumerate(rows[:ROWS_SHOWN], start=1)
+        ],
+        "left_out": max(len(rows) - ROWS_SHOWN, 0),
+        "statuses": sorted({row.status for row in rows[:ROWS_SHOWN]}),
+    }
+
+
+def _reason(row: Row) -> str:
+    if row.status == STOPPED:
+        return f"stopped by the scheduler after epoch {row.figures['epoch']:g}"
+    return row.failure or ""
+
+
+def _cells(rank: int, row: Row, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    full = [
+        mean_and_std([getattr(run, name) for run in row.full_length]) for name in evidence.FINAL
+    ]
+    probed = row.figures.get("validation_accuracy")
+    return [
+        _number(rank, str(rank)),
+        {"text": str(row.policy), "heading": True, "numeric": False},
+        *(_number(row.figures.get(n), f"{row.figures.get(n, math.nan):.4f}") for n in objectives),
+        _number(probed, percent(probed, None)),
+        *(_number(mean, percent(mean, std)) for mean, std in full),
+        _number(row.seconds, f"{row.seconds:.1f}"),
+        {"text": row.status, "heading": False, "numeric": False},
+    ]
+
+
+def _number(value: float | None, text: str) -> dict[str, Any]:
+    known = value is not None and math.isfinite(value)
+    found = {"text": text, "value": repr(value)} if known else {"text": "", "value": ""}
+    return found | {"heading": False, "numeric": True}
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """`content` as an address that needs no file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def correlation(agreement: Agreement) -> dict[str, Any]:
+    """A row of the rank correlations."""
+    found = agreement.found
+    said = dict.fromkeys(("spearman", "kendall"), f"fewer than {FEWEST} policies")
+    if found is not None:
+        for name in said:
+            value, (low, high) = getattr(found, name), getattr(found, f"{name}_interval")
+            said[name] = (
+                f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+                if math.isfinite(value)
+                else "no variation"
+            )
+    return {
+        "predictor": agreement.predictor,
+        "outcome": agreement.outcome,
+        "policies": agreement.policies,
+        "chance": f"{agreement.chance:.2g}" if math.isfinite(agreement.chance) else "",
+        **said,
+    }
+
+
+def failures(now: Standing) -> list[dict[str, Any]]:
+    """By their reasons, in which numbers do not count, most frequent first."""
+    by_kind = defaultdict(list)
+    for trial in now.ledger.trials.values():
+        if trial.status == FAILED:
+            by_kind[re.sub(r"\d+", "N", trial.failure or "unknown")].append(trial)
+    ordered = sorted(by_kind.values(), key=len, reverse=True)[:REASONS_SHOWN]
+    return [
+        {"reason": first.failure, "count": len(trials), "example": str(first.policy)}
+        for trials in ordered
+        for first in trials[:1]
+    ]
+
+
+def failures_say(now: Standing) -> str:
+    """A sentence on what failures have in common; there must be one."""
+    probes = now.ledger.of("probe")
+    if any(trial.status == FAILED for trial in probes):
+        return f"Of the probes {in_common(probes)}."
+    return "Students of full length that were lost; no probe failed."
