@@ -66,7 +66,12 @@ def _connect(config: ClusterConfig) -> None:
 
 def _require_answer(address: str) -> None:
     """Ray itself would go on knocking for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise UserError(
+            f"cluster.address: {address} is Ray Client's port, through which a search cannot be "
+            "driven: use augury submit, or HOST:PORT of the cluster on one of its machines"
+        )
+    host, colon, port = address.rpartition(":")
     if not colon:
         return
     try:
@@ -134,15 +139,15 @@ def require_storage(place: Path | Store, students: int, bytes_each: int) -> None
         with files.writing(token) as temporary:
             temporary.write_bytes(b"seen")
         tried = [_on(node["NodeID"]).remote(files, token) for node in others]
-        found = dict(zip([n["NodeManagerAddress"] for n in others], ray.get(tried), strict=True))
+        found = ray.get(tried)
     finally:
         files.remove(token)
-    for node, reason in found.items():
+    for node, reason in zip(others, found, strict=True):
         if reason is not None:
             raise UserError(
-                f"{place}: the node {node} cannot read and write it ({reason}): put the run where "
-                "all nodes can, by --run FOLDER that they share, or --run s3://BUCKET/NAME or "
-                "gs://BUCKET/NAME with credentials on every node"
+                f"{place}: the node {node['NodeManagerAddress']} cannot read and write it "
+                f"({reason}): put the run where all nodes can, by --run FOLDER that they share, "
+                "or --run s3://BUCKET/NAME or gs://BUCKET/NAME with credentials on every node"
             )
 
 

@@ -2,16 +2,20 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from search import evidence
 from search.compare import verdict_of
 from search.run_folder import RunFolder
 from search.standing import Standing, standing
 from search.table import read_parquet
 from spaces.errors import UserError
 from spaces.policy import Policy, load_policy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Run:
@@ -44,6 +48,31 @@ class Run:
         if not self.folder.best_policy.exists():
             raise UserError(f"{self.folder}: has no best policy yet")
         return load_policy(self.folder.best_policy)
+
+    def plot_history(self) -> "Figure":
+        """The objective of every probe, and the best so far."""
+        return evidence.history(self.standing).figure()
+
+    def plot_agreement(self) -> "list[Figure]":
+        """The objective of probes against accuracies, as far as there are policies with both."""
+        plots, _ = evidence.agreements(self.standing, evidence.rows_of(self.standing))
+        return [plot.figure() for plot in plots]
+
+    def plot_importance(self) -> "list[Figure]":
+        """What of the policies mattered for the objective; empty where that cannot be told yet."""
+        return [plot.figure() for plot in evidence.matters(self.standing)]
+
+    def plot_front(self) -> "list[Figure]":
+        """The fronts of several objectives, two at a time; empty where there is one objective."""
+        plots = evidence.fronts(self.standing, evidence.rows_of(self.standing))
+        return [plot.figure() for plot in plots]
+
+    def plot_curves(self) -> "Figure":
+        """The epochs of the students of full length; raises UserError where there are none yet."""
+        plot = evidence.curves(self.standing)
+        if plot is None:
+            raise UserError(f"{self.folder}: has no students of full length yet")
+        return plot.figure()
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"

@@ -479,7 +479,7 @@ def entry(name: str, **fields: Any) -> tarfile.TarInfo:
         entry("run.json", type=tarfile.SYMTYPE, size=0, linkname="/etc/passwd"),
         entry("sitecustomize.py"),
     ],
-    ids=repr,
+    ids=["above", "absolute", "round about", "newline", "link", "unknown"],
 )
 def test_nothing_is_unpacked_outside_of_its_folder(evil, tmp_path):
     assert [path.name for path in packed(log_of(entry("run.json")), tmp_path / "good")]

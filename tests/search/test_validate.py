@@ -98,6 +98,9 @@ def test_a_run_is_an_object_in_a_notebook(folder, tmp_path):
     assert run.best_policy == load_policy(folder.best_policy)
     assert run.verdict["winner_identity"] == run.best_policy.identity
     assert run.standing.done
+    for figure in (run.plot_history(), *run.plot_agreement(), run.plot_curves()):
+        figure.savefig(tmp_path / "figure.png")
+    assert run.plot_front() == []
     with pytest.raises(UserError, match="is not a run"):
         load_run(tmp_path)
 
