@@ -134,6 +134,7 @@ class Distillation:
         checkpoint left off with; says how many epochs that one has been trained."""
         self._policy, self._seed = policy, seed
         print(self._title())  # into the log of the actor
+        self._show_title()
         size = self._student.recipe.batch_size // (2 if halved else 1)
         kept = self._kept()
         if kept is not None and kept["batch_size"] > size:
@@ -157,8 +158,7 @@ class Distillation:
 
     def next_epoch(self) -> dict[str, Any]:
         """What an epoch tells, as Tune hears it. Raises what training raises."""
-        # Until Ray sets it again: the dashboard's list of processes shows who is being trained.
-        ray._raylet.setproctitle(f"ray::{self._title()}")  # type: ignore[attr-defined]
+        self._show_title()
         assert self._trainer is not None
         report = next(self._reports)
         result = report.as_dict() | {
@@ -175,6 +175,10 @@ class Distillation:
 
     def _title(self) -> str:
         return f"{self._policy}, seed {self._seed}"
+
+    def _show_title(self) -> None:
+        # Until Ray sets it again: the dashboard's list of processes shows who is being trained.
+        ray._raylet.setproctitle(f"ray::{self._title()}")  # type: ignore[attr-defined]
 
     def forget(self) -> None:
         """Lets go of the student."""

@@ -70,15 +70,15 @@ class Validation:
 def policies_of(
     ledger: Ledger, named: Sequence[Policy], space: PolicySpace, config: SearchConfig, random: int
 ) -> list[Policy]:
-    """The policies to validate on: those that the run has trained to full length, the named ones,
-    and `random` of the space, the same ones every time."""
+    """The policies to validate on: the named ones, `random` of the space, the same ones every time,
+    and those that the run has trained to full length."""
     trained = [
         t.policy
         for t in ledger.of("promotion")
         if t.status == FINISHED and t.id.endswith(f"-{config.promotion.kind}")
     ]
     base = config.data.base
-    found = {p.identity: p for p in (*trained, *(policy.on(base) for policy in named))}
+    found = {policy.on(base).identity: policy.on(base) for policy in named}
     for index in range(random):
         for attempt in range(TRIES):
             drawn = _random(space, config.search.seed, index, attempt)
@@ -86,7 +86,7 @@ def policies_of(
                 break
         else:
             raise UserError(f"--random {random}: the space has not as many policies that are new")
-    return list(found.values())
+    return list((found | {policy.identity: policy for policy in trained}).values())
 
 
 def _random(space: PolicySpace, *key: int) -> Policy:

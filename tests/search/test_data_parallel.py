@@ -13,7 +13,7 @@ import torch
 
 from search.cluster import connected, lacking
 from search.config import ClusterConfig, SearchConfig, load_config
-from search.ledger import Ledger, opened
+from search.ledger import Ledger, Trial, opened
 from search.progress import Silence
 from search.promote import Promoted, promote
 from search.results import FAILED, FINISHED
@@ -93,13 +93,26 @@ def by_one_process(config: SearchConfig) -> StudentTrainer:
     )
 
 
-def test_two_workers_of_whom_one_is_killed_and_a_student_that_diverges(ledger, plan):
+def test_two_workers_train_what_one_process_trains_in_two_parts(ledger, plan):
+    found = promoted(ledger, plan, [""])
+    (student,) = ledger.of("promotion")
+    assert (student.status, student.attempts) == (FINISHED, 1)
+    require_as_alone(ledger, student, found)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_and_a_student_that_diverges(ledger, plan):
     found = promoted(ledger, plan, ["kill", "nan"])
     student, diverged = ledger.of("promotion")
     assert (student.status, student.attempts, diverged.attempts) == (FINISHED, 2, 1)
     assert diverged.status == FAILED
     assert diverged.failure == "DivergedError: the loss is no longer a finite number in epoch 1"
     assert found.failures == (f"{scheme('cutmix')}: {diverged.failure}",)
+    require_as_alone(ledger, student, found)
+
+
+def require_as_alone(ledger: Ledger, student: Trial, found: Promoted) -> None:
+    """The student, and the file of it, are what one process makes of it."""
     assert student.places["device"] == "2 x cpu"
     assert student.places["batch_size"] == 8
 

@@ -396,7 +396,7 @@ def test_nobody_answers_and_somebody_who_is_silent(augury, monkeypatch):
         (["--name", "a b"], "a name begins with a letter or digit"),
         (["--name", "-x"], "a name begins with a letter or digit"),
         (["--run", "runs/mine"], "give the absolute path"),
-        (["--run", "s3://bucket/run"], "give a folder of the cluster"),
+        (["--run", "s3://bucket/run?access_key=x"], "keep credentials out of the address"),
         (["--set", "teacher.weights=mine.pt"], "teacher.weights: mine.pt would be looked for"),
         (["--set", "data={name: folder, path: images}"], "data.path: images would be looked for"),
         (["--set", "search.warm_start=[nothing.json]"], "nothing.json"),

@@ -123,6 +123,7 @@ class Notes(Silence):
             self.told.append(text)
 
 
+@pytest.mark.slow
 def test_a_search_measures_once_and_goes_on_with_what_it_found(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "SECONDS", 0.2)
     folder, notes = RunFolder(tmp_path / "run"), Notes()

@@ -219,7 +219,7 @@ def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(wh
         assert [s.name for s in kept] == [s.name for s in whole.folder.kept_students("*.pt")]
         assert {name.split("/")[0] for name in Store(address).listing()} == {
             *("config.yaml", "run.json", "teacher.pt", "trials", "students"),
-            *("policies.parquet", "verdict.json", "best_policy.json"),
+            *("policies.parquet", "verdict.json", "best_policy.json", "report.html"),
         }
 
 

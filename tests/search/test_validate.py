@@ -2,22 +2,28 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy import stats
 
 from search import load_run
-from search.compare import compare
+from search.compare import compare, pair
 from search.config import load_config
 from search.ledger import read
 from search.predictors import OUTCOMES, Recommendation
 from search.progress import Silence
 from search.recommendations import applied, keep
+from search.results import FullLength
 from search.run import run_search, validate_run
 from search.run_folder import RunFolder
 from search.validation import lengths_of
-from spaces import UserError, load_policy
+from spaces import UserError, load_policy, scheme
 from trainers.student import OBJECTIVES
 
 CONFIG = load_config(
@@ -106,20 +112,38 @@ def test_a_run_is_an_object_in_a_notebook(folder, tmp_path):
 
 
 def test_runs_are_compared_over_the_seeds_that_both_have(folder, tmp_path):
-    def students(seeds: int) -> Any:
-        config = CONFIG.model_copy(
-            update={
-                "promotion": CONFIG.promotion.model_copy(update={"seeds": seeds}),
-                "search": CONFIG.search.model_copy(update={"trials": 1}),
-            }
-        )
-        return run_search(config, tmp_path / "other").folder
-
-    found = compare([folder, students(3)])
-    assert found.settings["promotion.seeds"] == [1, 3]
-    (pair,) = [p for p in found.pairs[0, 1] if p.policy == "none"]
-    # The same student in both runs has the same accuracy; one seed has no interval.
-    assert (pair.seeds, pair.difference, pair.interval) == ((1,), 0.0, None)
+    """Another run, of which one student has been trained anew, a little better."""
+    other = RunFolder(shutil.copytree(folder.path, tmp_path / "other"))
+    other.config.write_text(other.config.read_text().replace("trials: 3", "trials: 4"))
+    lines = [json.loads(line) for line in other.ledger.read_text().splitlines()]
+    none = scheme("none").identity
+    for line in lines:
+        if line["event"] == "ended" and line["trial"].startswith(f"{none}-1-"):
+            line["test_accuracy"] += 0.25
+    other.ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compare([folder, other])
+    assert found.settings == {"search.trials": [3, 4]}
+    pairs = {pair.policy: pair for pair in found.pairs[0, 1]}
+    assert pairs["none"].seeds == (1,) and pairs["none"].interval is None  # one seed has none
+    assert pairs.pop("none").difference == pytest.approx(0.25)
+    assert pairs and {pair.difference for pair in pairs.values()} == {0.0}
     json.dumps(found.as_dict())
     with pytest.raises(UserError, match="two runs or more"):
         compare([folder])
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    st.lists(st.floats(0, 1), min_size=6, max_size=6),
+)
+def test_an_interval_is_that_of_the_paired_t_test(first, second):
+    def students(accuracies: Sequence[float]) -> list[FullLength]:
+        return [FullLength(seed, 0.0, 0.0, value) for seed, value in enumerate(accuracies)]
+
+    found = pair("none", students(first), students(second))
+    assert found is not None and found.seeds == tuple(range(len(first)))
+    differences = np.subtract(second[: len(first)], first)
+    assume(differences.std() > 1e-9)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(found.interval, expected, atol=1e-9)
+    assert pair("none", students(first), []) is None
