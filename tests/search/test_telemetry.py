@@ -103,6 +103,7 @@ def wait_for(pages: Pages, **wanted: float) -> dict[str, float]:
     raise AssertionError(f"{wanted} never came, but {samples}")
 
 
+@pytest.mark.slow  # it looks at what lasts for moments: on a busy machine it may look too late
 def test_a_search_is_told_in_figures_and_its_trials_by_their_policies(pages, tmp_path):
     folder = RunFolder(tmp_path / "told")
     seen: list[dict[str, float]] = []
