@@ -211,6 +211,16 @@ class ClusterConfig(Frozen):
         return {name: number for name, number in asked.items() if not isinstance(number, str)}
 
 
+class LoggingConfig(Frozen):
+    """Where else trials are told than in the ledger, while they run."""
+
+    tensorboard: Annotated[bool, Field(description="event files in the run's folder")] = True
+    mlflow: Annotated[
+        str | None, Field(description="URI of a tracking server or sqlite:///FILE, or a folder")
+    ] = None
+    wandb: Annotated[str | None, Field(description="a project of Weights & Biases")] = None
+
+
 class SearchConfig(Frozen):
     """Everything that a search depends on. The defaults are the embedded search on digits."""
 
@@ -220,6 +230,7 @@ class SearchConfig(Frozen):
     search: ExploreConfig = ExploreConfig()
     promotion: PromotionConfig = PromotionConfig()
     cluster: ClusterConfig = ClusterConfig()
+    logging: LoggingConfig = LoggingConfig()
 
     @model_validator(mode="after")
     def _workers_remember_the_same(self) -> "SearchConfig":

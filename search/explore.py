@@ -1,12 +1,13 @@
 """The search: Optuna proposes policies, Ray Tune probes them, the ledger remembers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from search.config import ExploreConfig, SearchConfig
 from search.failures import too_many
 from search.ledger import Ledger, Trial
+from search.loggers import Callback
 from search.proposals import Proposals
 from search.results import FINISHED
 from search.schedulers import scheduler_for
@@ -25,6 +26,7 @@ def explore(
     ledger: Ledger,
     folder: Path,
     ended: Callable[[Trial], None],
+    loggers: Sequence[Callback] = (),
 ) -> None:
     """Probes policies, those of `start` before others, until a budget is `spent`. What the ledger
     has already is not done again, what was begun is gone on with.
@@ -50,6 +52,7 @@ def explore(
         propose=propose,
         folder=folder,
         scheduler=scheduler_for(search, ledger),
+        loggers=loggers,
     )
 
 

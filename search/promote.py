@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from search.config import SearchConfig
 from search.ledger import Ledger, Trial
+from search.loggers import Callback
 from search.results import FAILED, FINISHED, FullLength, Row, foremost
 from search.run_folder import RunFolder
 from search.trainable import Shared
@@ -50,6 +51,7 @@ def promote(
     ledger: Ledger,
     folder: RunFolder,
     ended: Callable[[Trial], None],
+    loggers: Sequence[Callback] = (),
 ) -> Promoted:
     """Trains every chosen policy with the same seeds to full length, and keeps the students.
 
@@ -69,6 +71,7 @@ def promote(
             propose=lambda: None,
             folder=folder.tune / "promote",
             students=folder.for_workers(folder.students),
+            loggers=loggers,
         )
     trained = [known[s.id] for s in students]
     runs: dict[str, list[FullLength]] = defaultdict(list)

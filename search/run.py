@@ -21,6 +21,7 @@ from search.cluster import concurrent_trials, connected, lacking, require_storag
 from search.code_version import code_version
 from search.config import AUTO, SearchConfig, differences, flat, load_config
 from search.ledger import Ledger, opened
+from search.loggers import Callback, loggers_for, require_trackers
 from search.packing import keep, packing_for
 from search.progress import SILENCE, Listener
 from search.run_folder import RunFolder, write_text
@@ -40,6 +41,7 @@ from trainers.teacher import cached_teacher, frozen, teacher_hash
 # What a run can be resumed with another value of: the rest would change what its trials mean.
 MAY_CHANGE = (
     "cluster.",
+    "logging.",
     "promotion.",
     "search.trials",
     "search.budget.",
@@ -148,7 +150,12 @@ def validate_run(
             work.ledger.sitting(work.made_by["versions"])
             policies = policies_of(work.ledger, named, work.plain_space, config, random)
             validator = Validator(
-                work.config, work.shared, ledger=work.ledger, folder=folder, listen=listen
+                work.config,
+                work.shared,
+                ledger=work.ledger,
+                folder=folder,
+                listen=listen,
+                loggers=work.loggers,
             )
             found = validator.validate(policies)
             found.write(folder)
@@ -170,6 +177,7 @@ class _Work:
     plain_space: PolicySpace
     space: PolicySpace  # with the policies of `start`
     images: Labelled  # all for training
+    loggers: list[Callback]
 
 
 def _search(
@@ -180,7 +188,15 @@ def _search(
             write_text(folder.config, config.to_yaml())
             folder.publish(folder.config)
         work.ledger.sitting(work.made_by["versions"])
-        stages = Stages(work.config, folder, work.ledger, work.made_by, listen, images=work.images)
+        stages = Stages(
+            work.config,
+            folder,
+            work.ledger,
+            work.made_by,
+            listen,
+            images=work.images,
+            loggers=work.loggers,
+        )
         if probing:
             stages.probe(work.shared, work.space, work.start)
         return stages.promote(work.shared)
@@ -190,6 +206,7 @@ def _search(
 def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Iterator[_Work]:
     """A run that is worked on by this process alone, made where it is not there yet."""
     _require_gpus(config)
+    require_trackers(config.logging, folder)
     splits = load_splits(config.data)
     made_by, start = _made_by(config, splits, folder)
     plain = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
@@ -221,7 +238,9 @@ def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Itera
                 keep(packing, folder.packing)
                 folder.publish(folder.packing)
             try:
-                yield _Work(config, ledger, made_by, start, shared, plain, space, splits.train)
+                loggers = loggers_for(config.logging, ledger, folder, listen.note)
+                images = splits.train
+                yield _Work(config, ledger, made_by, start, shared, plain, space, images, loggers)
             except ConnectionError as error:  # Ray's, though an OSError: files know of no other
                 where = f"cluster.address in {folder.named(folder.config)} may name another cluster"
                 raise SearchFailedError(

@@ -116,6 +116,11 @@ class RunFolder:
         """Ray Tune's own results: `search/` and `promote/` below it."""
         return self.path / "tune"
 
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard: `probes/`, and `students/` with a folder for each."""
+        return self.path / "tensorboard"
+
     def named(self, path: Path) -> str:
         """`path` of this run as its user knows it."""
         return str(path)

@@ -12,6 +12,7 @@ from search.config import SearchConfig
 from search.explore import explore, spent
 from search.failures import in_common, too_many
 from search.ledger import Ledger, Trial
+from search.loggers import Callback
 from search.progress import Listener
 from search.promote import promote, select, students_of
 from search.results import (
@@ -65,9 +66,10 @@ class Stages:
         listen: Listener,
         *,
         images: Labelled,
+        loggers: Sequence[Callback] = (),
     ) -> None:
         self._config, self._folder, self._ledger, self._listen = config, folder, ledger, listen
-        self._images = images
+        self._images, self._loggers = images, loggers
         said = {k: v for k, v in made_by.items() if k not in ("config", "warm_start")}
         self._metadata = {k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
         self._metadata["config"] = config.to_yaml()
@@ -92,6 +94,7 @@ class Stages:
                     ledger=self._ledger,
                     folder=self._folder.tune / "search",
                     ended=self._probe_ended,
+                    loggers=self._loggers,
                 )
         finally:  # whatever ended it, the table has what there is
             self._write(self._ranked())
@@ -119,6 +122,7 @@ class Stages:
             ledger=self._ledger,
             folder=self._folder,
             ended=self._ended,
+            loggers=self._loggers,
         )
         if not promoted.candidates:
             said = f"every promoted student failed; the first: {promoted.failures[0]}"

@@ -6,7 +6,7 @@ Tune is handed one sitting at a time: what the ledger says is left to do. Its ow
 import math
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -113,11 +113,13 @@ def run_trials(
     folder: Path,
     students: Path | Store | None = None,
     scheduler: TrialScheduler | None = None,
+    loggers: Sequence[tune.Callback] = (),
 ) -> None:
     """Runs the `unfinished` trials and then those that `propose` gives, until it gives none.
 
-    Students that end are kept in `students`. Tune's own results go to `folder`. Raises
-    Interrupted where a signal asked to stop, and OSError where the ledger could not be written.
+    Students that end are kept in `students`. Tune's own results go to `folder`, and `loggers` hear
+    of everything once the ledger has it. Raises Interrupted where a signal asked to stop, and
+    OSError where the ledger could not be written.
     """
     sitting.left.extend(unfinished)
     kind = ProbeTrial if shared.workers == 1 else JointTrial
@@ -137,7 +139,7 @@ def run_trials(
                 search_alg=_Proposer(sitting, propose),
                 scheduler=scheduler or FIFOScheduler(),
                 stop=_Stopper(sitting),
-                callbacks=[JsonLoggerCallback(), _Scribe(sitting), telemetry],
+                callbacks=[JsonLoggerCallback(), _Scribe(sitting), telemetry, *loggers],
                 max_concurrent_trials=max(concurrent_trials(cluster) // shared.workers, 1),
                 max_failures=RETRIES,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

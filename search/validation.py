@@ -12,6 +12,7 @@ import optuna
 
 from search.config import SearchConfig
 from search.ledger import Ledger, Trial
+from search.loggers import Callback
 from search.predictors import OUTCOMES, Prediction, Recommendation, predictions, recommend
 from search.progress import Listener
 from search.promote import promote, students_of
@@ -112,9 +113,10 @@ class Validator:
         ledger: Ledger,
         folder: RunFolder,
         listen: Listener,
+        loggers: Sequence[Callback] = (),
     ) -> None:
         self._config, self._shared, self._ledger = config, shared, ledger
-        self._folder, self._listen = folder, listen
+        self._folder, self._listen, self._loggers = folder, listen, loggers
 
     def validate(self, policies: Sequence[Policy]) -> Validation:
         """Raises UserError where there are too few policies, and what running trials raises."""
@@ -160,6 +162,7 @@ class Validator:
                 unfinished=left,
                 propose=lambda: None,
                 folder=self._folder.tune / f"validate-{epochs}",
+                loggers=self._loggers,
             )
         ended = [known[trial.id] for trial in trials]
         return {t.policy.identity: t.figures for t in ended if t.status == FINISHED}
@@ -186,6 +189,7 @@ class Validator:
             ledger=self._ledger,
             folder=self._folder,
             ended=self._ended(self._config.promotion.epochs),
+            loggers=self._loggers,
         ).candidates
 
     def _begin(self, text: str, trials: Sequence[Trial]) -> None:
