@@ -150,7 +150,7 @@ def test_failures_are_counted_by_their_kind(pages, tmp_path):
         ledger.sitting({"augury": "1"})
         begun = [ledger.began(Trial(str(n), "probe", scheme("none"), 0)) for n in range(4)]
         ledger.ended(begun[0], "failed", f"{LOST} 4 times")
-        telemetry = Telemetry(ledger, "probe", "score")
+        telemetry = Telemetry(ledger, "probe", "score", "hard")
         for trial, failure in zip(
             begun[1:], ["DivergedError: no", "OutOfMemoryError: no", None], strict=True
         ):
