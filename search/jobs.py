@@ -21,7 +21,7 @@ from ray.job_submission import JobDetails
 from search.job_log import Reader, machine_lines, packed
 from search.job_package import CONFIG, stage, stage_code
 from search.job_server import SECONDS_TO_WORK, ClusterError, job_server
-from search.storage import Store
+from search.run_folder import RunFolder
 from spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def checked(name: str) -> str:
 
 def _of_the_cluster(run: str) -> str:
     if "://" in run:
-        Store(run)  # whose credentials are the cluster's own
+        RunFolder.at(run)  # an address that a run can have; its credentials are the cluster's own
         return run
     if not (PurePosixPath(run).is_absolute() or run.startswith("~/")):
         raise UserError(

@@ -1,5 +1,6 @@
 """`augury submit` and what becomes of it: searches as jobs of a Ray cluster, from a laptop."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -41,8 +42,8 @@ def submit(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Absolute path on the cluster; on several nodes it lies on storage that all "
-            "share. Default: ~/augury-runs/ID on the head.",
+            help="Absolute path on the cluster, which all nodes share where there are several, or "
+            "an address such as s3://BUCKET/NAME. Default: ~/augury-runs/ID on the head.",
         ),
     ] = None,
     name: Annotated[
@@ -227,7 +228,7 @@ def _state(state: str, job: "Job") -> str:
 
 
 def _how_it_ended(job: "Job") -> str:
-    go_on = f"go on with: augury submit CONFIG --run {job.run}"
+    go_on = f"go on with: augury submit CONFIG --run {shlex.quote(job.run)}"
     if job.killed:
         return (
             "the job was killed before its epochs were over, which are lost; to have it wait for "

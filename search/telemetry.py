@@ -1,12 +1,11 @@
 """A search in figures, at the metrics port of the node that runs it, for Prometheus.
 
-Ray puts `ray_` before the names and `_total` behind those of counters. Nothing is told by trial:
-series never end, and a search has thousands.
+Nothing is told by trial: series never end, and a search has thousands.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 from ray.util.metrics import Counter, Gauge
@@ -18,6 +17,25 @@ from search.standing import RUNNING
 from trainers.student import OBJECTIVES
 
 STATES = (RUNNING, FINISHED, STOPPED, FAILED)
+# What each figure means, and by what it is told apart, beside the run and its stage.
+GAUGES: dict[str, tuple[str, str | None]] = {
+    "augury_trials": ("how many are running, finished, stopped, failed", "state"),
+    "augury_best_objective": ("the best value of what ranks first", "objective"),
+    "augury_best_validation_accuracy": ("a fraction, of any finished trial", None),
+    "augury_images_per_second": ("of all running trials together", None),
+    "augury_gpu_memory_bytes": ("held by all running trials together", None),
+}
+COUNTERS: dict[str, tuple[str, str | None]] = {
+    "augury_failures": ("failed trials by what failures.kind tells apart", "reason"),
+    "augury_epochs": ("epochs of students", None),
+}
+Figure = TypeVar("Figure", Gauge, Counter)
+
+
+def exported() -> dict[str, str | None]:
+    """The names that Ray gives all figures at the metrics port, and the tag of their own."""
+    gauges = {f"ray_{name}": key for name, (_, key) in GAUGES.items()}
+    return gauges | {f"ray_{name}_total": key for name, (_, key) in COUNTERS.items()}
 
 
 @dataclass
@@ -36,15 +54,8 @@ class _Student:
 class Telemetry(tune.Callback):
     """Keeps the figures of one stage of a run up to date with its ledger.
 
-    It has to hear of everything after whoever writes the ledger. All have the tags `run`, the name
-    of its folder, and `stage`:
-
-    - augury_trials, by `state`: running, finished, stopped and failed.
-    - augury_failures, counted by `reason`: what `failures.kind` tells apart.
-    - augury_best_objective, by `objective`: the best value of what ranks first.
-    - augury_best_validation_accuracy: a fraction, of whatever trial.
-    - augury_images_per_second and augury_gpu_memory_bytes: sums over what runs.
-    - augury_epochs, counted.
+    It has to hear of everything after whoever writes the ledger. All figures have the tags `run`,
+    the name of its folder, and `stage`.
     """
 
     def __init__(self, ledger: Ledger, stage: Stage, objective: str, run: str) -> None:
@@ -54,13 +65,8 @@ class Telemetry(tune.Callback):
         self._counts = dict.fromkeys(STATES, 0)
         self._latest_speed = 0.0  # images per second, taken for trials that have told none yet
         tags = {"run": run, "stage": stage}
-        self._trials = _gauge("augury_trials", "trials by state", tags, "state")
-        self._failures = _counter("augury_failures", "failed trials", tags, "reason")
-        self._best_objective = _gauge("augury_best_objective", "best so far", tags, "objective")
-        self._best_accuracy = _gauge("augury_best_validation_accuracy", "best so far", tags)
-        self._speed = _gauge("augury_images_per_second", "of all running trials", tags)
-        self._memory = _gauge("augury_gpu_memory_bytes", "held by all running trials", tags)
-        self._epochs = _counter("augury_epochs", "epochs of students", tags)
+        self._gauges = {name: _tagged(Gauge, name, *GAUGES[name], tags) for name in GAUGES}
+        self._counters = {name: _tagged(Counter, name, *COUNTERS[name], tags) for name in COUNTERS}
         for trial in ledger.of(stage):
             self._count(trial)
         self._tell()
@@ -76,7 +82,7 @@ class Telemetry(tune.Callback):
         student = self._running[self._known(trial).id]
         now = len(student.trial.epochs)
         if now > student.epochs:  # Ray refuses to count nothing
-            self._epochs.inc(now - student.epochs)
+            self._counters["augury_epochs"].inc(now - student.epochs)
         student.epochs, student.gpu_memory = now, result.get("gpu_memory_bytes", 0)
         self._latest_speed = student.speed(otherwise=self._latest_speed)
         self._tell()
@@ -99,7 +105,8 @@ class Telemetry(tune.Callback):
         if self._running.pop(trial.id, None) is not None and trial.status is not None:
             self._count(trial)
             if trial.status == FAILED:
-                self._failures.inc(tags={"reason": kind(trial.failure or "")})
+                tags = {"reason": kind(trial.failure or "")}
+                self._counters["augury_failures"].inc(tags=tags)
         self._tell()
 
     def _count(self, trial: Trial) -> None:
@@ -113,24 +120,21 @@ class Telemetry(tune.Callback):
                 self._best[figure] = value if math.isnan(best) else better(best, value)
 
     def _tell(self) -> None:
-        running = self._running.values()
+        running, gauges = self._running.values(), self._gauges
         for state, count in (self._counts | {RUNNING: len(running)}).items():
-            self._trials.set(count, {"state": state})
+            gauges["augury_trials"].set(count, {"state": state})
         if math.isfinite(best := self._best[self._objective]):
-            self._best_objective.set(best, {"objective": self._objective})
+            gauges["augury_best_objective"].set(best, {"objective": self._objective})
         if math.isfinite(best := self._best["validation_accuracy"]):
-            self._best_accuracy.set(best)
-        self._speed.set(sum(student.speed(otherwise=self._latest_speed) for student in running))
-        self._memory.set(sum(student.gpu_memory for student in running))
+            gauges["augury_best_validation_accuracy"].set(best)
+        speed = sum(student.speed(otherwise=self._latest_speed) for student in running)
+        gauges["augury_images_per_second"].set(speed)
+        gauges["augury_gpu_memory_bytes"].set(sum(student.gpu_memory for student in running))
 
 
-def _gauge(name: str, meaning: str, tags: dict[str, str], *keys: str) -> Gauge:
-    gauge = Gauge(name, meaning, tag_keys=(*tags, *keys))
-    gauge.set_default_tags(tags)
-    return gauge
-
-
-def _counter(name: str, meaning: str, tags: dict[str, str], *keys: str) -> Counter:
-    counter = Counter(name, meaning, tag_keys=(*tags, *keys))
-    counter.set_default_tags(tags)
-    return counter
+def _tagged(
+    figure: type[Figure], name: str, meaning: str, key: str | None, tags: dict[str, str]
+) -> Figure:
+    made = figure(name, meaning, tag_keys=(*tags, *([key] if key else [])))
+    made.set_default_tags(tags)
+    return made

@@ -25,6 +25,8 @@ from packaging.version import Version
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from search.telemetry import exported
+
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 LAUNCHED = [ROOT / "cluster.yaml", DEPLOY / "gcp.yaml", DEPLOY / "on-premises.yaml"]
@@ -57,16 +59,6 @@ FIELDS = {
     "volumeMounts": "name mountPath readOnly subPath",
     "volumes": "name persistentVolumeClaim projected configMap emptyDir",
     "securityContext": "fsGroup runAsUser runAsGroup",
-}
-# What search/telemetry.py exports, as it is named at a node's metrics port.
-GAUGES = {
-    "ray_augury_trials": "state",
-    "ray_augury_failures_total": "reason",
-    "ray_augury_best_objective": "objective",
-    "ray_augury_best_validation_accuracy": None,
-    "ray_augury_images_per_second": None,
-    "ray_augury_epochs_total": None,
-    "ray_augury_gpu_memory_bytes": None,
 }
 
 
@@ -217,7 +209,9 @@ def expressions() -> list[str]:
 
 def test_the_dashboard_draws_what_is_exported_and_all_of_it():
     drawn = {name for line in expressions() for name in re.findall(r"ray_\w+", line)}
-    assert drawn == set(GAUGES)
+    assert drawn == set(exported())
+    manual = (ROOT / "docs" / "cluster.md").read_text()
+    assert set(re.findall(r"ray_augury_\w+", manual)) == set(exported())
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus")
@@ -235,7 +229,7 @@ class Node(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = ""
-        for name, tag in GAUGES.items():
+        for name, tag in exported().items():
             more = f',{tag}="x"' if tag else ""
             kind = "counter" if name.endswith("_total") else "gauge"
             body += f"# TYPE {name} {kind}\n"

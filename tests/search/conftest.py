@@ -1,16 +1,20 @@
 """One local Ray cluster for all tests of a module that ask for it, and a run that was told."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 import ray
 from object_store import CREDENTIALS
+from ray_cluster import TOKEN
 
+from search.cli import main
 from search.config import load_config
 from search.ledger import Trial, opened
 from search.run_folder import RunFolder
@@ -44,6 +48,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield context.address_info["address"]
         ray.shutdown()
     patch.undo()
+
+
+@pytest.fixture
+def augury(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """The command, in this process; returns its exit code and what it said."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["augury", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code or 0
+        out, said = capfd.readouterr()
+        assert TOKEN not in out + said
+        return int(code), out, said
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,25 @@
-"""Searches as jobs, on a real cluster: with a token, behind TLS, and with nodes that are lost."""
+"""Searches as jobs, on a real cluster: with a token and behind TLS."""
 
 import base64
 import io
 import json
-import os
 import re
 import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tarfile
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.job_submission import JobSubmissionClient
+from ray_cluster import TOKEN, WITH_TOKEN, Head, free_ports, ray_head, until
 
 from search import job_package, job_server
-from search.cli import main
 from search.code_version import code_version
 from search.config import load_config
 from search.job_driver import PACKED, TOLD
@@ -37,7 +31,6 @@ from spaces.errors import UserError
 
 pytestmark = pytest.mark.timeout(900)
 
-TOKEN = "no-log-and-no-error-may-hold-these-letters"
 TINY = [
     *("--set", "data.student_images=40"),
     *("--set", "teacher={width: 4, epochs: 2}"),
@@ -46,111 +39,13 @@ TINY = [
 ]
 
 
-def trials(number: int) -> list[str]:
-    return ["--set", f"search={{trials: {number}, probe_epochs: 2}}"]
-
-
 # --- a cluster ------------------------------------------------------------------------------------
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-@dataclass
-class Head:
-    address: str
-    gcs: str
-    environment: dict[str, str]
-
-    def client(self) -> JobSubmissionClient:
-        return JobSubmissionClient(self.address, headers={"Authorization": f"Bearer {TOKEN}"})
-
-
-@contextmanager
-def ray_node(environment: dict[str, str], *words: str, before: list[str] | None = None) -> Iterator:
-    """A node by `ray start`, with ports and a folder of its own."""
-    ray = str(Path(sys.executable).parent / "ray")
-    ports = dict(
-        zip(
-            ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
-            free_ports(3),
-            strict=True,
-        )
-    )
-    # The path of a socket has room for 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        own = [f"--{name}={port}" for name, port in ports.items()]
-        command = [*(before or []), ray, "start", "--block", f"--temp-dir={folder}", *own, *words]
-        with (Path(folder) / "said").open("wb") as said:
-            process = subprocess.Popen(
-                command, env=environment, stdout=said, stderr=subprocess.STDOUT, cwd=folder
-            )
-            try:
-                yield process
-            finally:
-                process.terminate()
-                process.wait(timeout=60)
-
-
-@contextmanager
-def ray_head(folder: Path, *words: str, **more: str) -> Iterator[Head]:
-    port, dashboard, client = free_ports(3)
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(folder),
-        "AUGURY_CACHE": str(folder / "cache"),
-        "PYTHONPATH": str(other_augury(folder / "other")),
-        **more,
-    }
-    with ray_node(
-        environment,
-        "--head",
-        "--object-store-memory=100000000",
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}",
-        *words,
-    ):
-        head = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", environment)
-        until(lambda: answers(dashboard))
-        yield head
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    return found
-
-
-def other_augury(folder: Path) -> Path:
-    """Another version of Augury, which the cluster has installed: its import fails."""
-    for room in ("search", "trainers", "spaces"):
-        (folder / room).mkdir(parents=True)
-        (folder / room / "__init__.py").write_text("raise RuntimeError('the cluster has its own')")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-    with ray_head(folder, "--num-cpus=2", **secret) as found:
+    with ray_head(folder, "--num-cpus=2", **WITH_TOKEN, RAY_JOB_STOP_WAIT_TIME_S="60") as found:
         yield found
 
 
@@ -203,22 +98,6 @@ def pump(source: socket.socket, sink: socket.socket) -> None:
     for each in (source, sink):
         with suppress(OSError):
             each.shutdown(socket.SHUT_RDWR)  # which wakes the other pump
-
-
-@pytest.fixture
-def augury(monkeypatch, capfd):
-    """The command, in this process; returns its exit code and what it said."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["augury", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code or 0
-        out, said = capfd.readouterr()
-        assert TOKEN not in out + said
-        return int(code), out, said
-
-    return run
 
 
 @pytest.fixture
@@ -396,7 +275,8 @@ def test_nobody_answers_and_somebody_who_is_silent(augury, monkeypatch):
         (["--name", "a b"], "a name begins with a letter or digit"),
         (["--name", "-x"], "a name begins with a letter or digit"),
         (["--run", "runs/mine"], "give the absolute path"),
-        (["--run", "s3://bucket/run?access_key=x"], "keep credentials out of the address"),
+        (["--run", "memory://run"], "not seen by other processes"),
+        (["--run", "s3://key:word@bucket/run"], "keep credentials out of the address"),
         (["--set", "teacher.weights=mine.pt"], "teacher.weights: mine.pt would be looked for"),
         (["--set", "data={name: folder, path: images}"], "data.path: images would be looked for"),
         (["--set", "search.warm_start=[nothing.json]"], "nothing.json"),
