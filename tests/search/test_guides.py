@@ -4,6 +4,7 @@ and shorter trials than they ask for."""
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +12,7 @@ import nbclient
 import nbformat
 import numpy as np
 import pytest
+import torch
 import typer.main
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -22,10 +24,17 @@ from spaces.policy import json_schema
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NAMED = re.compile(r"`(\w+\.(?:json|py|yaml))`[^`]*:\s*$")  # the file that a block is to be saved as
+NAMED = re.compile(
+    r"`(\w+\.(?:json|py|yaml))`[^`]*:\s*$"
+)  # the file that a block is to be saved as
 
 SETTINGS = [
-    *("data.image_size=16", "teacher.epochs=1", "student.recipe.repeats=1", "student.recipe.batch_size=16"),
+    *(
+        "data.image_size=16",
+        "teacher.epochs=1",
+        "student.recipe.repeats=1",
+        "student.recipe.batch_size=16",
+    ),
     *("search.trials=2", "search.probe_epochs=1", "search.warm_start=[none, cutmix]"),
     *("promotion.epochs=1", "promotion.top=1", "promotion.seeds=1", "cluster.dashboard=false"),
 ]
@@ -42,9 +51,14 @@ SHORTER = {
 }
 
 
+# Minutes in all: they are run where whole guides are followed.
+LONG = {"search", "resume", "promote", "validate", "compare", "student"}
+GUIDES = ["your-data", "your-network", "policy-format", "faq", "watching"]
+
+
 @pytest.fixture(scope="module")
 def workplace(request, tmp_path_factory):
-    """A folder to work in, as the first guide left it, beside photos of three classes."""
+    """A folder to work in, with the run of the first guide and photos of three classes."""
     folder = tmp_path_factory.mktemp("workplace")
     patch = pytest.MonkeyPatch()
     patch.chdir(folder)
@@ -57,25 +71,27 @@ def workplace(request, tmp_path_factory):
         pixels = (16 * digits.images[number]).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).resize((32, 32)).save(photo)
     (folder / "configs").symlink_to(ROOT / "configs")
-    follow(DOCS / "quick-start.md")
+    call(["search", "--run", "runs/first"])
     yield folder
     patch.undo()
 
 
-def follow(page: Path, names: dict[str, object] | None = None) -> None:
-    """Does what the page says, in the current folder."""
-    text = page.read_text()
-    names = {"__name__": "__guide__"} if names is None else names
+def follow(page: str, names: dict[str, object] | None = None, *, whole: bool) -> None:
+    """Does in the current folder what the page says, without what takes long unless `whole`."""
+    text = (ROOT / page).read_text()
+    names = {} if names is None else names
     for block in BLOCK.finditer(text):
         language, content = block.groups()
         if name := NAMED.search(text[: block.start()].rstrip()):
             Path(name[1]).write_text(content)
         elif language == "python":
-            exec(compile(content, page.name, "exec"), names)
+            exec(compile(content, page, "exec"), names)
         elif language == "console":
-            for line in content.replace("\\\n", " ").splitlines():
-                if line.startswith("$ augury "):
-                    call(shlex.split(line.removeprefix("$ augury "), comments=True))
+            lines = content.replace("\\\n", " ").splitlines()
+            for line in lines:
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                if words[:1] == ["augury"] and (whole or words[1] not in LONG):
+                    call(words[1:])
 
 
 def call(words: list[str]) -> None:
@@ -89,42 +105,51 @@ def call(words: list[str]) -> None:
     assert typer.main.get_command(app).main(words, standalone_mode=False) in (None, 0), words
 
 
-def test_the_first_guide_leaves_what_it_says(workplace):
+def test_what_the_first_guide_shows_of_a_run(workplace):
+    follow("docs/quick-start.md", whole=False)
     for name in ("first.html", "sheet.png", "policies.csv", "augment.py"):
-        assert (workplace / name).stat().st_size > 1000
-    run = load_run("runs/first")
-    assert len(run.policies) >= 3 and len(run.verdict["candidates"][0]["seeds"]) == 2
+        assert (workplace / name).stat().st_size > 500
+    assert len(load_run("runs/first").policies) >= 2
 
 
-@pytest.mark.parametrize("page", ["your-data", "your-network", "policy-format", "faq", "watching"])
-def test_a_guide_can_be_followed(workplace, page):
-    follow(DOCS / f"{page}.md")
+@pytest.mark.parametrize("page", GUIDES)
+def test_what_takes_no_search_in_a_guide(workplace, page):
+    follow(f"docs/{page}.md", whole=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/metric.md", "README.md"])
-def test_a_page_of_many_searches_can_be_followed(workplace, page):
-    import torch
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("page", ["quick-start", *GUIDES, "metric"])
+def test_a_whole_guide(workplace, page):
+    if page == "quick-start":
+        shutil.rmtree(workplace / "runs")  # that of the fixture is in its way
+    follow(f"docs/{page}.md", whole=True)
+    if page == "quick-start":
+        (first, *_) = load_run("runs/first").verdict["candidates"]
+        assert len(first["seeds"]) == 2
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_readme(workplace):
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
-    (workplace / "best_policy.json").write_bytes(Path("runs/first/best_policy.json").read_bytes())
-    follow(ROOT / page, {"images": images, "labels": torch.arange(8)})
+    shutil.copy("runs/first/best_policy.json", ".")
+    follow("README.md", {"images": images, "labels": torch.arange(8)}, whole=True)
 
 
 def test_the_format_that_is_shown_is_that_of_the_schema():
-    (example,) = [
-        content
-        for language, content in BLOCK.findall((DOCS / "policy-format.md").read_text())
-        if language == "json"
-    ]
+    blocks = BLOCK.findall((DOCS / "policy-format.md").read_text())
+    (example,) = [content for language, content in blocks if language == "json"]
     jsonschema.validate(json.loads(example), json_schema())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("AUGURY_CACHE", str(tmp_path / "cache"))
     notebook = nbformat.read(DOCS / "tutorial.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    client = nbclient.NotebookClient(
-        notebook, timeout=250, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute()
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=900, resources=where).execute()
+    shown = [data for cell in notebook.cells for data in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 3
