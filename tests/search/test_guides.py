@@ -2,7 +2,6 @@
 and shorter trials than they ask for."""
 
 import json
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer.main
+from pages import ROOT, blocks, commands
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -21,20 +21,10 @@ from search.cli import app
 from search.load import load_run
 from spaces.policy import json_schema
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NAMED = re.compile(
-    r"`(\w+\.(?:json|py|yaml))`[^`]*:\s*$"
-)  # the file that a block is to be saved as
-
 SETTINGS = [
-    *(
-        "data.image_size=16",
-        "teacher.epochs=1",
-        "student.recipe.repeats=1",
-        "student.recipe.batch_size=16",
-    ),
+    *("data.image_size=16", "teacher.epochs=1"),
+    *("student.recipe.repeats=1", "student.recipe.batch_size=16"),
     *("search.trials=2", "search.probe_epochs=1", "search.warm_start=[none, cutmix]"),
     *("promotion.epochs=1", "promotion.top=1", "promotion.seeds=1", "cluster.dashboard=false"),
 ]
@@ -78,20 +68,17 @@ def workplace(request, tmp_path_factory):
 
 def follow(page: str, names: dict[str, object] | None = None, *, whole: bool) -> None:
     """Does in the current folder what the page says, without what takes long unless `whole`."""
-    text = (ROOT / page).read_text()
     names = {} if names is None else names
-    for block in BLOCK.finditer(text):
-        language, content = block.groups()
-        if name := NAMED.search(text[: block.start()].rstrip()):
-            Path(name[1]).write_text(content)
-        elif language == "python":
-            exec(compile(content, page, "exec"), names)
-        elif language == "console":
-            lines = content.replace("\\\n", " ").splitlines()
-            for line in lines:
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                if words[:1] == ["augury"] and (whole or words[1] not in LONG):
-                    call(words[1:])
+    for block in blocks(ROOT / page):
+        if block.file:
+            Path(block.file).write_text(block.code)
+        elif block.language == "python":
+            exec(compile(block.code, page, "exec"), names)
+        elif block.language == "console":
+            for line in commands(block):
+                words = shlex.split(line, comments=True)[1:]
+                if whole or words[0] not in LONG:
+                    call(words)
 
 
 def call(words: list[str]) -> None:
@@ -138,8 +125,7 @@ def test_the_readme(workplace):
 
 
 def test_the_format_that_is_shown_is_that_of_the_schema():
-    blocks = BLOCK.findall((DOCS / "policy-format.md").read_text())
-    (example,) = [content for language, content in blocks if language == "json"]
+    (example,) = [b.code for b in blocks(DOCS / "policy-format.md") if b.language == "json"]
     jsonschema.validate(json.loads(example), json_schema())
 
 
