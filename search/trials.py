@@ -29,6 +29,13 @@ from spaces.policy import policy_from_json
 from trainers.student import FIGURES
 
 RETRIES = 3  # of a trial whose worker was lost, in one sitting
+# What Ray says of a worker that is gone; the last, before it has missed the node.
+SIGNS_OF_LOSS = (
+    "ActorDiedError",
+    "The actor died",
+    WorkersLostError.__name__,
+    "The actor is temporarily unavailable",
+)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -246,8 +253,7 @@ class _Stopper(tune.Stopper):
 def _reason(trial: Any) -> str:
     """The last line of what made Tune give a trial up."""
     told = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-    signs = ("ActorDiedError", "The actor died", WorkersLostError.__name__)
-    if not told or any(sign in told for sign in signs):
+    if not told or any(sign in told for sign in SIGNS_OF_LOSS):
         return f"{LOST} {max(trial.num_failures, 1)} times"
     return told.strip().splitlines()[-1]
 

@@ -199,8 +199,10 @@ def require_told(fetched: RunFolder, machines: Machines) -> None:
     with opened(fetched.ledger) as ledger:
         probes: list[Trial] = ledger.of("probe")
     assert [trial.status for trial in probes] == [FINISHED] * 12
-    # One was on the node; what had ended before was not paid for again.
-    assert sorted(trial.attempts for trial in probes) == [1] * 11 + [2]
+    # Those on the node, before it was missed; what had ended was not paid for again.
+    attempts = sorted(trial.attempts for trial in probes)
+    assert attempts[:9] == [1] * 9
+    assert attempts[-1] > 1
     assert {trial.places["node"] for trial in probes} == {platform.node(), machines.name}
 
 
