@@ -209,9 +209,15 @@ class Curve:
 def _found(
     config: SearchConfig, shared: Shared, there: Sequence[Node]
 ) -> tuple[float, float, str, Mapping[str, Curve]]:
-    """CPUs and GPUs of a trial, what is told of them, and what was measured, by kind of node."""
+    """CPUs and GPUs of a trial, what is told of them, and what was measured, by kind of node.
+    Raises UserError where there is no node to measure on."""
     cpus, gpus = config.cluster.cpus_per_trial, config.cluster.gpus_per_trial
     with_gpu = {node.kind: node for node in there if node.gpus and gpus != 0}
+    if not there or (gpus not in (AUTO, 0) and not with_gpu):
+        raise UserError(
+            "cluster: auto measures on a node that is there, and none is that a trial could run "
+            "on: give numbers for cluster.cpus_per_trial and cluster.gpus_per_trial"
+        )
     if not isinstance(gpus, str) and with_gpu:
         share = min(node.cpus_of(gpus) for node in with_gpu.values())
         return share, gpus, f"{share:g} CPUs for a probe, by its share of the GPUs", {}

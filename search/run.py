@@ -232,6 +232,10 @@ def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Itera
             listen.note(packing.told)
             config = packing.applied(given)
             _require_gpus(config)
+            if wanting := lacking(config.cluster, workers):
+                if config.cluster.address == "local":
+                    raise UserError(wanting)  # it would wait for ever
+                listen.note(wanting)
         _lay_out(folder, given, made_by, teacher, at_once=concurrent_trials(config.cluster))
         with opened(folder.ledger, folder.publish_line) as ledger:
             if packing is not None:

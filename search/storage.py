@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -132,7 +132,8 @@ class Store:
         """As of `Folder`."""
         with tempfile.TemporaryDirectory(prefix="augury-") as folder:
             file = Path(folder) / "file"
-            yield file
+            with _told_as_of(folder):
+                yield file
             self.send(file, name)
 
     def reading(self, name: str) -> IO[bytes] | None:
@@ -184,20 +185,36 @@ class Folder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def writing(self, name: str) -> AbstractContextManager[Path]:
-        """Yields a path on this machine; what is written there becomes the file `name`, whole."""
-        return atomic_write(self.path / name)
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yields a path on this machine; what is written there becomes the file `name`, whole.
+        Raises StorageError."""
+        with _told_as_of(self.path), atomic_write(self.path / name) as temporary:
+            yield temporary
 
     def reading(self, name: str) -> IO[bytes] | None:
-        """None where there is no such file."""
-        try:
-            return (self.path / name).open("rb")
-        except FileNotFoundError:
-            return None
+        """None where there is no such file. Raises StorageError."""
+        with _told_as_of(self.path):
+            try:
+                return (self.path / name).open("rb")
+            except FileNotFoundError:
+                return None
 
     def remove(self, name: str) -> None:
         """The file `name`, where it is there."""
         (self.path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_as_of(where: Path | str) -> Iterator[None]:
+    """What goes wrong with files there is the storage's fault and not that of who uses them."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(str(where), error.strerror or str(error)) from None
+    except RuntimeError as error:  # torch's own, which tells of positions in the file
+        said = f"it cannot be written, the disk may be full ({_first_line(error)})"
+        raise StorageError(str(where), said) from None
 
 
 def _joined(path: str, name: str) -> str:

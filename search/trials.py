@@ -22,7 +22,7 @@ from search.config import ClusterConfig
 from search.data_parallel import JointTrial, WorkersLostError
 from search.ledger import LOST, Ledger, Trial, outcome
 from search.results import FAILED, STOPPED
-from search.storage import Store
+from search.storage import StorageError, Store
 from search.telemetry import Telemetry
 from search.trainable import ProbeTrial, Shared
 from spaces.policy import policy_from_json
@@ -57,7 +57,7 @@ class Sitting:
         self.left: deque[Trial] = deque()  # to be begun, or begun again
         self._losses: Counter[str] = Counter()  # of workers, by the id of the trial
         self.stopping = False
-        self.broken: OSError | None = None  # the ledger or the table could not be written
+        self.broken: OSError | None = None  # something of the run could not be written
 
     def told(self, result: dict[str, Any], trial: Trial) -> None:
         """An epoch of `trial` is done."""
@@ -99,6 +99,12 @@ class Sitting:
         if again:
             self.left.append(trial)
         return again
+
+    def unwritable(self, reason: str) -> None:
+        """A worker could not write or read its checkpoint, which is no fault of its trial: that is
+        left unfinished, and the sitting ends."""
+        self.broken = self.broken or OSError(reason.partition(f"{StorageError.__name__}: ")[2])
+        self.stopping = True
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
@@ -225,6 +231,9 @@ class _Scribe(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         known, reason = self._known(trial), _reason(trial)
+        if f"{StorageError.__name__}: " in reason:
+            self._sitting.unwritable(reason)
+            return
         # Tune gives up at once where a worker is lost between two trials.
         early = trial.num_failures <= RETRIES and reason.startswith(LOST)
         if not (early and self._sitting.lost(known)):

@@ -108,6 +108,14 @@ def test_a_disk_that_is_full_ends_the_search_and_what_was_written_counts(ledger,
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_a_disk_that_is_full_for_a_worker_is_no_fault_of_its_trial(ledger, plan):
+    plan.write_text("full " * 4)
+    with pytest.raises(OSError, match=rf"{ledger.path.parent}/checkpoints: "):
+        probe(CONFIG, ledger, lambda trial: None)
+    (trial,) = ledger.trials.values()
+    assert (trial.status, trial.epochs) == (None, {})  # it is gone on with where there is room
+
+
 def ended(name: str, failure: str | None = None) -> Trial:
     trial = Trial(name, "probe", scheme(name), 0, status=FAILED if failure else FINISHED)
     trial.failure = failure

@@ -15,6 +15,7 @@ from search.packing import FILLED, WORTH, Measured, Node, fraction, measured
 from search.progress import Silence
 from search.run import resume_search, run_search
 from search.run_folder import RunFolder
+from spaces.errors import UserError
 
 GIB = 2**30
 TINY = load_config(
@@ -112,6 +113,18 @@ def test_gpus_come_with_their_part_of_the_cpus():
     assert [node.cpus_of(1 / n) for n in (1, 2, 4, 8)] == [4, 2, 1, 0.5]
 
 
+HERE = Node("node:here", cpus=4, gpus=0, gpu="", memory=64 * GIB)
+
+
+@pytest.mark.parametrize(("gpus", "there"), [("auto", []), (0.0, []), (1.0, [HERE])])
+def test_where_no_node_could_run_a_trial_nothing_is_made_up(gpus, there):
+    config = load_config(
+        overrides=["cluster.cpus_per_trial=auto", f"cluster.gpus_per_trial={gpus}"]
+    )
+    with pytest.raises(UserError, match="auto measures on a node that is there"):
+        packing._found(config, None, there)
+
+
 class Notes(Silence):
     """What was told of packing."""
 
@@ -153,6 +166,19 @@ def test_another_cluster_is_measured_anew_and_both_are_kept(cluster, tmp_path, m
     folder.packing.write_text(folder.packing.read_text().replace('"2 CPU"', '"64 CPU"'))
     resume_search(folder, notes, trials=3)
     assert [entry["kinds"] for entry in _entries(folder.packing)] == [["64 CPU"], ["2 CPU"]]
+
+
+@pytest.mark.slow
+def test_workers_that_what_was_chosen_leaves_no_room_for_are_refused(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(packing, "SECONDS", 0.2)
+    overrides = ["cluster.concurrent_trials=1", "promotion.workers=2"]
+    (tmp_path / "config.yaml").write_text(TINY.to_yaml())
+    config = load_config(tmp_path / "config.yaml", overrides)
+    with pytest.raises(UserError, match=r"promotion\.workers: .*this machine has room for 1"):
+        run_search(config, RunFolder(tmp_path / "run"), Notes())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu
