@@ -28,10 +28,11 @@ from search import job_package, job_server
 from search.cli import main
 from search.code_version import code_version
 from search.config import load_config
-from search.job_driver import PACKED, TOLD
-from search.job_log import Reader, machine_lines, packed
+from search.job_driver import PACKED, TOLD, files_of
+from search.job_log import FILES, Reader, machine_lines, packed
 from search.job_package import stage
 from search.ledger import read
+from search.run_folder import RunFolder
 from spaces import scheme
 from spaces.errors import UserError
 
@@ -486,6 +487,14 @@ def test_nothing_is_unpacked_outside_of_its_folder(evil, tmp_path):
     with pytest.raises(UserError, match="that no run has"):
         packed(log_of(entry("config.yaml"), evil), tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+def test_whatever_is_packed_is_taken(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.students.mkdir()
+    (folder.students / "a1-0-3-student-2workers.pt").touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in files_of(folder, students=True)]
+    assert [name for name in names if not FILES.fullmatch(name)] == []
 
 
 def test_a_run_that_comes_incomplete(tmp_path):
