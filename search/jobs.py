@@ -94,6 +94,7 @@ class Cluster:
     def follow(self, name: str, write: Callable[[str], None]) -> Job:
         """Hands whole lines of the job's log, but for those for machines, to `write` until the job
         has ended. A connection that is lost is made again, for a minute."""
+        self._details(name)  # one that is not there is not waited for
         reader = Reader(write)
         deadline = time.monotonic() + SECONDS_TO_WORK
         while (status := self._status(name, deadline)) not in ENDED:

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from search import job_package, job_server
+from search import job_package, job_server, jobs
 from search.cli import main
 from search.code_version import code_version
 from search.config import load_config
@@ -336,14 +336,15 @@ def test_a_search_that_cannot_be_ends_as_it_would_here_and_says_why(laptop, augu
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def test_jobs_that_are_none_of_ours(laptop, augury):
+def test_jobs_that_are_none_of_ours(laptop, augury, monkeypatch):
     client = laptop.client()
     client.submit_job(entrypoint="echo theirs", submission_id="theirs")
-    for command in ("status", "logs", "stop"):
-        code, out, said = augury(command, "theirs")
+    monkeypatch.setattr(jobs, "SECONDS_TO_WORK", 1e6)  # of a test that would wait for a job
+    for words in (["status"], ["logs"], ["logs", "--follow"], ["stop"]):
+        code, out, said = augury(*words, "theirs")
         assert (code, out) == (2, "")
         assert "theirs is not a search of Augury" in said
-        code, _, said = augury(command, "nobody")
+        code, _, said = augury(*words, "nobody")
         assert code == 2
         assert "nobody does not exist" in said
     assert "theirs" not in augury("jobs")[1]
