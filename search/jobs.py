@@ -20,9 +20,9 @@ from ray.job_submission import JobDetails
 
 from search.job_log import Reader, machine_lines, packed
 from search.job_package import CONFIG, stage, stage_code
-from search.job_server import SECONDS_TO_WORK, ClusterError, job_server
+from search.job_server import SECONDS_TO_WORK, job_server
 from search.storage import Store
-from spaces.errors import UserError
+from spaces.errors import ClusterError, UserError
 
 if TYPE_CHECKING:
     from search.config import SearchConfig

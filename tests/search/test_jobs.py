@@ -1,6 +1,7 @@
 """Searches as jobs, on a real cluster: with a token, behind TLS, and with nodes that are lost."""
 
 import base64
+import http.server
 import io
 import json
 import os
@@ -390,6 +391,37 @@ def test_nobody_answers_and_somebody_who_is_silent(augury, monkeypatch):
     assert "no answer within 0.2 seconds" in said
     code, _, said = augury("jobs", "--address", f"http://user:{TOKEN}@127.0.0.1:{port}")
     assert code == 2
+
+
+class Ailing(http.server.BaseHTTPRequestHandler):
+    """A proxy behind which the dashboard answers to some paths, and nothing to others."""
+
+    well: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        content = json.dumps({"version": "4", "ray_version": "2.60.0"}).encode()
+        self.send_response(200 if self.path in self.well else 502)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *words: Any) -> None: ...
+
+
+@pytest.mark.parametrize("well", [(), ("/api/version",)])
+@pytest.mark.parametrize("words", [("jobs",), ("submit",), ("watch", "job", "--once")])
+def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, monkeypatch):
+    monkeypatch.setattr(Ailing, "well", well)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ailing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        code, out, said = augury(*words, "--address", address)
+        server.shutdown()
+    assert (code, out) == (1, "")
+    assert said.startswith(f"augury: {address}: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
