@@ -453,11 +453,16 @@ def test_weights_and_data_stay_where_they_are(tmp_path, monkeypatch):
     (tmp_path / "unnamed.py").touch()
     folder = tmp_path / "staged"
     folder.mkdir()
-    config = load_config(overrides=["teacher.network=nets:make", "teacher.weights=/there/w.pt"])
+    (tmp_path / "quantizers.py").write_text(
+        "from trainers.quantization.layer import METHODS\nMine = METHODS['minmax']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # asked for by the config itself
+    own = ["teacher.network=nets:make", "student.quantization.quantizer=quantizers:Mine"]
+    config = load_config(overrides=[*own, "teacher.weights=/there/w.pt"])
     stage(config, folder)
     names = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
     assert {name for name in names if "dist-info" not in name} == {
-        *("search", "trainers", "spaces", "config.yaml", "nets")
+        *("search", "trainers", "spaces", "config.yaml", "nets", "quantizers.py")
     }
     assert [path.name for path in (folder / "nets").iterdir()] == ["__init__.py"]
     assert load_config(folder / "config.yaml").cluster.address == "auto"
