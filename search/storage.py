@@ -185,7 +185,12 @@ class Folder:
         return str(self.path)
 
     def writing(self, name: str) -> AbstractContextManager[Path]:
-        """Yields a path on this machine; what is written there becomes the file `name`, whole."""
+        """Yields a path on this machine; what is written there becomes the file `name`, whole.
+
+        Raises StorageError on a machine without the run, such as a node that came later.
+        """
+        if not self.path.parent.is_dir():
+            raise StorageError(str(self.path), f"{self.path.parent} is not on this node")
         return atomic_write(self.path / name)
 
     def reading(self, name: str) -> IO[bytes] | None:
