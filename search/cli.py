@@ -319,13 +319,13 @@ def convert_policy(
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 stopped."""
     try:
-        from spaces.errors import UserError
+        from spaces.errors import ClusterError, UserError
 
         try:
             app()
-        except UserError as error:
+        except (ClusterError, UserError) as error:
             _complain(str(error))
-            sys.exit(2)
+            sys.exit(1 if isinstance(error, ClusterError) else 2)
     except ImportError as error:
         message = _taken_names()
         if message is None:

@@ -152,7 +152,7 @@ def _publish(folder: "RunFolder", over: threading.Event) -> None:
     from search.standing import standing
 
     last: dict[str, Any] = {}
-    told_at, wait = 0.0, 0.0
+    told_at, wait, start = 0.0, 0.0, time.monotonic()
     ending = False
     while not ending:
         ending = over.wait(wait)
@@ -163,8 +163,10 @@ def _publish(folder: "RunFolder", over: threading.Event) -> None:
             if lasting != last or ending or began - told_at > 60:
                 tell(standing=now)
                 last, told_at = lasting, began
-        # However long the ledger grows, reading it takes a twentieth of the time.
-        wait = max(SECONDS_BETWEEN, 20 * (time.monotonic() - began))
+        # However long the ledger grows, reading it takes a twentieth of the time; however long the
+        # search takes, the log, which status reads as a whole, stays at some megabytes.
+        now_is = time.monotonic()
+        wait = max(SECONDS_BETWEEN, 20 * (now_is - began), (now_is - start) / 300)
 
 
 def _pack(run: str, *, students: bool) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from spaces.errors import UserError
 # What `fetch` may bring, by its path in the run.
 FILES = re.compile(
     r"run\.json|config\.yaml|policies\.parquet|best_policy\.json|verdict\.json|trials\.jsonl"
-    r"|report\.html|teacher\.pt|students/[A-Za-z0-9][A-Za-z0-9._-]*\.pt"
+    r"|report\.html|validation\.(json|csv)|teacher\.pt|students/[A-Za-z0-9][A-Za-z0-9._-]*\.pt"
 )
 MARKER = "run.json"
 

@@ -49,6 +49,7 @@ def stage(config: "SearchConfig", folder: Path) -> None:
     stage_code(folder)
     try:
         _ship_module(config.teacher.network, folder)
+        _ship_module(config.student.quantization.quantizer, folder)
         if config.student.network is not None:
             _ship_module(config.student.network.name, folder)
         warm_start = tuple(

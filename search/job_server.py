@@ -19,7 +19,7 @@ from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from spaces.errors import UserError
+from spaces.errors import ClusterError, UserError
 
 SECONDS_TO_ANSWER = 10
 SECONDS_TO_WORK = 60  # for an answer that takes the head some work
@@ -34,10 +34,6 @@ for _name in (
     "_private.runtime_env",
 ):
     logging.getLogger(f"ray.{_name}").setLevel(logging.WARNING)
-
-
-class ClusterError(Exception):
-    """The cluster did not do what it was asked, for a reason that is not the user's."""
 
 
 def job_server(address: str | None = None, ca: Path | None = None) -> "JobServer":
@@ -96,6 +92,8 @@ class JobServer(JobSubmissionClient):
             if "already exists" in answer.text:
                 raise UserError("a job of this name is there already: give another --name")
             raise ClusterError(f"{at}: {last}")
+        if answer.status_code > 404:  # 404 is an answer to Ray: no such package, no dashboard
+            raise ClusterError(f"{at}: answers {answer.status_code} ({answer.reason})")
         return answer
 
 

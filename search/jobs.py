@@ -20,9 +20,9 @@ from ray.job_submission import JobDetails
 
 from search.job_log import Reader, machine_lines, packed
 from search.job_package import CONFIG, stage, stage_code
-from search.job_server import SECONDS_TO_WORK, ClusterError, job_server
+from search.job_server import SECONDS_TO_WORK, job_server
 from search.run_folder import RunFolder
-from spaces.errors import UserError
+from spaces.errors import ClusterError, UserError
 
 if TYPE_CHECKING:
     from search.config import SearchConfig
@@ -94,6 +94,7 @@ class Cluster:
     def follow(self, name: str, write: Callable[[str], None]) -> Job:
         """Hands whole lines of the job's log, but for those for machines, to `write` until the job
         has ended. A connection that is lost is made again, for a minute."""
+        self._details(name)  # one that is not there is not waited for
         reader = Reader(write)
         deadline = time.monotonic() + SECONDS_TO_WORK
         while (status := self._status(name, deadline)) not in ENDED:

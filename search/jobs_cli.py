@@ -3,8 +3,6 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,14 +62,12 @@ def submit(
     from search.config import load_config
 
     settings = load_config(config, overrides or ())
-    with _cluster(address, ca) as cluster:
-        job = cluster.submit(settings, name=name, run=run)
-        if not as_json:
-            print(
-                f"job        {job.id}\nrun        {job.run}\ndashboard  {job.dashboard}", flush=True
-            )
-        if wait:
-            job = cluster.follow(job.id, _to(sys.stderr if as_json else sys.stdout))
+    cluster = _cluster(address, ca)
+    job = cluster.submit(settings, name=name, run=run)
+    if not as_json:
+        print(f"job        {job.id}\nrun        {job.run}\ndashboard  {job.dashboard}", flush=True)
+    if wait:
+        job = cluster.follow(job.id, _to(sys.stderr if as_json else sys.stdout))
     if as_json:
         print_json(_as_dict(job))
     if wait:
@@ -81,8 +77,8 @@ def submit(
 @app.command()
 def jobs(address: Address = None, ca: Ca = None, as_json: Json = False) -> None:
     """List the searches of a cluster, the latest first."""
-    with _cluster(address, ca) as cluster:
-        found = cluster.jobs()
+    cluster = _cluster(address, ca)
+    found = cluster.jobs()
     if as_json:
         keys = ("job", "status", "run", "dashboard", "began_at", "ended_at")
         print_json([{key: _as_dict(job)[key] for key in keys} for job in found])
@@ -95,8 +91,8 @@ def jobs(address: Address = None, ca: Ca = None, as_json: Json = False) -> None:
 @app.command()
 def status(job: JobId, address: Address = None, ca: Ca = None, as_json: Json = False) -> None:
     """Say how far a search is: its trials by state, the best so far, the time that is left."""
-    with _cluster(address, ca) as cluster:
-        found = cluster.job(job)
+    cluster = _cluster(address, ca)
+    found = cluster.job(job)
     if as_json:
         print_json(_as_dict(found))
     else:
@@ -119,11 +115,11 @@ def logs(
 
     if follow and as_json:
         raise UserError("--json prints a log that is whole: leave --follow out")
-    with _cluster(address, ca) as cluster:
-        if follow:
-            cluster.follow(job, _to(sys.stdout))
-            return
-        log = cluster.log(job)
+    cluster = _cluster(address, ca)
+    if follow:
+        cluster.follow(job, _to(sys.stdout))
+        return
+    log = cluster.log(job)
     lines: list[str] = []
     Reader(lines.append).take_all(log)
     if as_json:
@@ -135,8 +131,8 @@ def logs(
 @app.command()
 def stop(job: JobId, address: Address = None, ca: Ca = None, as_json: Json = False) -> None:
     """Stop a job gently: epochs that run are finished, as long as the cluster waits for them."""
-    with _cluster(address, ca) as cluster:
-        found = cluster.stop(job)
+    cluster = _cluster(address, ca)
+    found = cluster.stop(job)
     if as_json:
         print_json(_as_dict(found))
     else:
@@ -156,24 +152,18 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Bring a job's run here: ranking, best policy, verdict, config, ledger. Also while it runs."""
-    with _cluster(address, ca) as cluster:
-        files = cluster.fetch(job, to, students=students)
+    cluster = _cluster(address, ca)
+    files = cluster.fetch(job, to, students=students)
     if as_json:
         print_json({"job": job, "run": str(to), "files": [str(path) for path in files]})
     else:
         print("\n".join(map(str, files)))
 
 
-@contextmanager
-def _cluster(address: str | None, ca: Path | None) -> Iterator["Cluster"]:
-    from search.job_server import ClusterError
+def _cluster(address: str | None, ca: Path | None) -> "Cluster":
     from search.jobs import Cluster
 
-    try:
-        yield Cluster(address, ca)
-    except ClusterError as error:
-        print(f"augury: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+    return Cluster(address, ca)
 
 
 def _to(stream: Any) -> Any:

@@ -188,7 +188,10 @@ class Folder:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """Yields a path on this machine; what is written there becomes the file `name`, whole.
-        Raises StorageError."""
+        Raises StorageError, also on a machine without the run, such as a node that came later.
+        """
+        if not self.path.parent.is_dir():
+            raise StorageError(str(self.path), f"{self.path.parent} is not on this node")
         with _told_as_of(self.path), atomic_write(self.path / name) as temporary:
             yield temporary
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.jobs_cli import Address, Ca
+
 if TYPE_CHECKING:
     from search.watch import Told
 
@@ -18,6 +20,8 @@ def watch(
         str, typer.Argument(help="Folder or address of a run, or the id of a job on the cluster.")
     ],
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
+    address: Address = None,
+    ca: Ca = None,
 ) -> None:
     """Watch a search: its best so far, what runs, what failed, the time that is left.
 
@@ -28,7 +32,7 @@ def watch(
 
     from search import watch as watching
 
-    told = watching.watch(_look(run), Console(), once=once)
+    told = watching.watch(_look(run, address, ca), Console(), once=once)
     if not (once or told["done"]):
         raise typer.Exit(1)
 
@@ -71,21 +75,22 @@ def optuna_study(
         print(f"{export_study(folder, to)} trials in {to}")
 
 
-def _look(run: str) -> "Callable[[], Told]":
-    """What tells how the run or job is; raises UserError where there is none."""
+def _look(run: str, address: str | None, ca: Path | None) -> "Callable[[], Told]":
+    """What tells how the run or job is, a job where a cluster is named; raises UserError where
+    there is none."""
     from search.run_folder import RunFolder
     from search.standing import look_at
 
-    if "://" not in run and not Path(run).exists() and "/" not in run:
-        return _look_at_job(run)
+    if address or ("://" not in run and not Path(run).exists() and "/" not in run):
+        return _look_at_job(run, address, ca)
     look = look_at(RunFolder.open(run))
     return lambda: look().as_dict()
 
 
-def _look_at_job(name: str) -> "Callable[[], Told]":
+def _look_at_job(name: str, address: str | None, ca: Path | None) -> "Callable[[], Told]":
     from search.jobs import Cluster
 
-    cluster = Cluster()
+    cluster = Cluster(address, ca)
     cluster.job(name)
 
     def told() -> "Told":

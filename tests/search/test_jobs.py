@@ -1,6 +1,7 @@
 """Searches as jobs, on a real cluster: with a token and behind TLS."""
 
 import base64
+import http.server
 import io
 import json
 import re
@@ -19,13 +20,14 @@ from typing import Any
 import pytest
 from ray_cluster import TOKEN, WITH_TOKEN, Head, free_ports, ray_head, until
 
-from search import job_package, job_server
+from search import job_package, job_server, jobs
 from search.code_version import code_version
 from search.config import load_config
-from search.job_driver import PACKED, TOLD
-from search.job_log import Reader, machine_lines, packed
+from search.job_driver import PACKED, TOLD, files_of
+from search.job_log import FILES, Reader, machine_lines, packed
 from search.job_package import stage
 from search.ledger import read
+from search.run_folder import RunFolder
 from spaces import scheme
 from spaces.errors import UserError
 
@@ -214,14 +216,15 @@ def test_a_search_that_cannot_be_ends_as_it_would_here_and_says_why(laptop, augu
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def test_jobs_that_are_none_of_ours(laptop, augury):
+def test_jobs_that_are_none_of_ours(laptop, augury, monkeypatch):
     client = laptop.client()
     client.submit_job(entrypoint="echo theirs", submission_id="theirs")
-    for command in ("status", "logs", "stop"):
-        code, out, said = augury(command, "theirs")
+    monkeypatch.setattr(jobs, "SECONDS_TO_WORK", 1e6)  # of a test that would wait for a job
+    for words in (["status"], ["logs"], ["logs", "--follow"], ["stop"]):
+        code, out, said = augury(*words, "theirs")
         assert (code, out) == (2, "")
         assert "theirs is not a search of Augury" in said
-        code, _, said = augury(command, "nobody")
+        code, _, said = augury(*words, "nobody")
         assert code == 2
         assert "nobody does not exist" in said
     assert "theirs" not in augury("jobs")[1]
@@ -269,6 +272,37 @@ def test_nobody_answers_and_somebody_who_is_silent(augury, monkeypatch):
     assert code == 2
 
 
+class Ailing(http.server.BaseHTTPRequestHandler):
+    """A proxy behind which the dashboard answers to some paths, and nothing to others."""
+
+    well: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        content = json.dumps({"version": "4", "ray_version": "2.60.0"}).encode()
+        self.send_response(200 if self.path in self.well else 502)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *words: Any) -> None: ...
+
+
+@pytest.mark.parametrize("well", [(), ("/api/version",)])
+@pytest.mark.parametrize("words", [("jobs",), ("submit",), ("watch", "job", "--once")])
+def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, monkeypatch):
+    monkeypatch.setattr(Ailing, "well", well)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ailing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        code, out, said = augury(*words, "--address", address)
+        server.shutdown()
+    assert (code, out) == (1, "")
+    assert said.startswith(f"augury: {address}: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -299,11 +333,16 @@ def test_weights_and_data_stay_where_they_are(tmp_path, monkeypatch):
     (tmp_path / "unnamed.py").touch()
     folder = tmp_path / "staged"
     folder.mkdir()
-    config = load_config(overrides=["teacher.network=nets:make", "teacher.weights=/there/w.pt"])
+    (tmp_path / "quantizers.py").write_text(
+        "from trainers.quantization.layer import METHODS\nMine = METHODS['minmax']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # asked for by the config itself
+    own = ["teacher.network=nets:make", "student.quantization.quantizer=quantizers:Mine"]
+    config = load_config(overrides=[*own, "teacher.weights=/there/w.pt"])
     stage(config, folder)
     names = {path.relative_to(folder).parts[0] for path in folder.rglob("*")}
     assert {name for name in names if "dist-info" not in name} == {
-        *("search", "trainers", "spaces", "config.yaml", "nets")
+        *("search", "trainers", "spaces", "config.yaml", "nets", "quantizers.py")
     }
     assert [path.name for path in (folder / "nets").iterdir()] == ["__init__.py"]
     assert load_config(folder / "config.yaml").cluster.address == "auto"
@@ -366,6 +405,14 @@ def test_nothing_is_unpacked_outside_of_its_folder(evil, tmp_path):
     with pytest.raises(UserError, match="that no run has"):
         packed(log_of(entry("config.yaml"), evil), tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+def test_whatever_is_packed_is_taken(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.students.mkdir()
+    (folder.students / "a1-0-3-student-2workers.pt").touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in files_of(folder, students=True)]
+    assert [name for name in names if not FILES.fullmatch(name)] == []
 
 
 def test_a_run_that_comes_incomplete(tmp_path):

@@ -17,7 +17,7 @@ from search.cli import main
 from search.ledger import Ledger, Trial, opened
 from search.remote_run import RemoteRun
 from search.run_folder import RunFolder
-from search.storage import StorageError, Store
+from search.storage import Folder, StorageError, Store
 from spaces import UserError, scheme
 
 VERSIONS = {"augury": "0"}
@@ -57,6 +57,15 @@ def test_a_store_has_files_by_their_names(bucket, tmp_path):
     store.remove_all("below")
     store.remove_all("below")
     assert store.listing() == {}
+
+
+def test_a_node_that_came_later_and_does_not_have_the_folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    with Folder(tmp_path / "run" / "checkpoints").writing("a.pt") as file:
+        file.touch()
+    with pytest.raises(StorageError, match="is not on this node"):
+        Folder(tmp_path / "gone" / "checkpoints").writing("a.pt")
+    assert not (tmp_path / "gone").exists()
 
 
 def test_what_stops_answering_is_waited_for_and_then_given_up(bucket, monkeypatch):
