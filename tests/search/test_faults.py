@@ -4,15 +4,18 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from search.config import SearchConfig, load_config
 from search.explore import explore
 from search.failures import in_common, too_many
-from search.ledger import Ledger, Trial, opened
+from search.ledger import LOST, Ledger, Trial, opened
 from search.results import FAILED, FINISHED
 from search.trainable import Shared
+from search.trials import _reason
 from search.warm_start import warm_start
 from spaces import PolicySpace, scheme
 from trainers.datasets import load_splits
@@ -134,3 +137,15 @@ def test_what_failures_have_in_common():
     assert not too_many(trials, 0.5)  # few
     assert too_many(trials * 2, 0.5)
     assert not too_many(trials * 2, 0.6)
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [ActorDiedError(), ActorUnavailableError("Socket closed", bytes(16))],
+    ids=["died", "unavailable"],
+)
+def test_a_worker_that_is_gone_is_no_fault_of_its_trial(gone, tmp_path):
+    (tmp_path / "error.txt").write_text(f"Failure # 1\n{gone}\n")  # as Tune notes it
+    assert _reason(SimpleNamespace(error_file=tmp_path / "error.txt", num_failures=1)) == (
+        f"{LOST} 1 times"
+    )
