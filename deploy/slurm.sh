@@ -70,7 +70,7 @@ done
 echo "head $node, Ray $address:$port, dashboard port $((port + 1)), metrics port $((port + 3))"
 
 # A stopped search ends with 130. Slurm's signal wakes this script, which hands it on and waits.
-if [[ -e $run/config.yaml ]]; then
+if [[ -e $run/run.json ]]; then
     augury resume "$run" &
 else
     augury search "$config" --run "$run" --set cluster.address=auto "$@" &

@@ -148,6 +148,7 @@ def export_study(folder: RunFolder, to: Path) -> int:
     An ending of SQLITE makes it a database, every other one a journal. Raises UserError where it
     cannot be written, or the run not be read.
     """
+    _require_elsewhere(folder, to)
     config, ledger = load_config(folder.config), read(folder.ledger)
     with (
         _writing(to),
@@ -158,9 +159,16 @@ def export_study(folder: RunFolder, to: Path) -> int:
     return len(ledger.of("probe"))
 
 
+def _require_elsewhere(folder: RunFolder, to: Path) -> None:
+    """A journal that is called trials.jsonl would take the place of the ledger."""
+    if to.resolve().is_relative_to(folder.path.resolve()):
+        raise UserError(f"{to}: lies in the run: write the study elsewhere")
+
+
 def follow_study(folder: RunFolder, to: Path) -> None:
     """Writes the study into `to` anew and keeps it up to date, while whoever wants reads it, until
     the search is done or nobody works on it. Raises what `export_study` raises."""
+    _require_elsewhere(folder, to)
     with _writing(to):
         to.unlink(missing_ok=True)
         with _opened(to, sqlite=to.suffix in SQLITE) as storage:

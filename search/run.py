@@ -240,8 +240,9 @@ def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Itera
         with opened(folder.ledger, folder.publish_line) as ledger:
             if packing is not None:
                 keep(packing, folder.packing)
-                folder.publish(folder.packing)
             try:
+                if folder.packing.exists():  # not where it could not be measured
+                    folder.publish(folder.packing)
                 loggers = loggers_for(config.logging, ledger, folder, listen.note)
                 images = splits.train
                 yield _Work(config, ledger, made_by, start, shared, plain, space, images, loggers)

@@ -114,6 +114,7 @@ class Distillation:
         self._checkpoints, self._origin = reached(shared.checkpoints), shared.origin
         self._kind = kind_of(epochs, shared.images, shared.workers)
         self._trainer: StudentTrainer | None = None
+        self._batch_size = 0
         self._reports: Iterator[EpochReport] = iter(())
 
     @property
@@ -123,11 +124,11 @@ class Distillation:
 
     @property
     def whole_batch(self) -> bool:
-        """Whether it is trained on batches as the recipe has them, of which a half would do."""
+        """Whether it is made for, and trained on, batches as the recipe has them, of which a half
+        would do."""
         trainer, whole = self._trainer, self._student.recipe.batch_size
-        if trainer is None or trainer.epochs_done >= self._total_epochs:
-            return False
-        return trainer.recipe.batch_size == whole >= 4
+        trained = trainer is not None and trainer.epochs_done >= self._total_epochs
+        return not trained and self._batch_size == whole >= 4
 
     def begin(self, policy: Policy, seed: int, *, halved: bool = False) -> int:
         """Makes a student, with half the batch where it is to be `halved`, or the one that a
@@ -139,14 +140,13 @@ class Distillation:
         kept = self._kept()
         if kept is not None and kept["batch_size"] > size:
             kept = None
+        self._batch_size = kept["batch_size"] if kept else size
         self._trainer = StudentTrainer(
             teacher=self._teacher,
             splits=self._splits,
             policy=policy,
             quantization=self._student.quantization,
-            recipe=self._student.recipe.model_copy(
-                update={"batch_size": kept["batch_size"] if kept else size}
-            ),
+            recipe=self._student.recipe.model_copy(update={"batch_size": self._batch_size}),
             epochs=self._total_epochs,
             seed=seed,
             network=self._start(),
@@ -287,9 +287,9 @@ class ProbeTrial(tune.Trainable):
         """Raises what training raises. What is too much for the memory is tried once more, from the
         beginning and with half the batch."""
         student, policy = self._student, policy_from_json(self.config["policy"])
-        if not student.begun:
-            student.begin(policy, self.config["seed"])
         try:
+            if not student.begun:
+                student.begin(policy, self.config["seed"])
             return student.next_epoch()
         except torch.OutOfMemoryError:
             if not student.whole_batch:

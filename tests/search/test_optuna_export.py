@@ -217,4 +217,9 @@ def test_what_cannot_be_written_is_a_sentence(folder, tmp_path):
         export_study(folder, tmp_path / "nowhere" / "study.log")
     with pytest.raises(UserError, match="question mark"):
         export_study(folder, tmp_path / "what?.db")
+    before = folder.ledger.read_bytes()
+    for write in (export_study, follow_study):
+        with pytest.raises(UserError, match="lies in the run"):
+            write(folder, folder.ledger)
+    assert folder.ledger.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
