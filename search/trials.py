@@ -34,7 +34,7 @@ SIGNS_OF_LOSS = (
     "ActorDiedError",
     "The actor died",
     WorkersLostError.__name__,
-    "The actor is temporarily unavailable",
+    "The task may or may not have been executed on the actor",
 )
 
 
