@@ -1,6 +1,7 @@
 """A run as an object, for notebooks and scripts."""
 
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,27 @@ from spaces.policy import Policy, load_policy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Of a run in a notebook.
+SHOWN = 10
+COLUMNS = (
+    *("rank", "policy", "status", "objective", "validation_accuracy"),
+    *("full_validation_accuracy_mean", "full_test_accuracy_mean"),
+)
+
 
 class Run:
-    """What a search has found, read from its folder; also while it runs, as of each first use."""
+    """What a search has found, read from its folder; also while it runs, as of each first use.
+
+    Figures are matplotlib's own, without pyplot: a notebook shows them after `%matplotlib inline`.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     @cached_property
     def policies(self) -> pd.DataFrame:
-        """The ranked table, best first (docs/policies-parquet.md has its columns)."""
+        """The ranked table, best first (docs/policies-parquet.md has its columns); raises UserError
+        where no probe has ended yet."""
         return read_parquet(self.folder.policies).to_pandas()
 
     @cached_property
@@ -76,6 +88,15 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the verdict, as far as there is one, and the beginning of the table."""
+        found = verdict_of(self.folder)
+        said = escape(found["sentence"] if found else "No verdict yet.")
+        if not self.folder.policies.exists():
+            return f"<p>{said}</p>"
+        shown = self.policies.head(SHOWN)[list(COLUMNS)]
+        return f"<p>{said}</p>{shown.to_html(index=False, na_rep='', float_format='{:.4g}'.format)}"
 
 
 def load_run(path: Path | str) -> Run:

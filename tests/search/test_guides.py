@@ -96,7 +96,10 @@ def test_what_the_first_guide_shows_of_a_run(workplace):
     follow("docs/quick-start.md", whole=False)
     for name in ("first.html", "sheet.png", "policies.csv", "augment.py"):
         assert (workplace / name).stat().st_size > 500
-    assert len(load_run("runs/first").policies) >= 2
+    run = load_run("runs/first")
+    assert len(run.policies) >= 2
+    html = run._repr_html_()  # what a notebook shows
+    assert run.verdict["sentence"] in html and html.count("<tr") == 1 + len(run.policies)
 
 
 @pytest.mark.parametrize("page", GUIDES)
