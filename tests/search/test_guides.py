@@ -92,6 +92,7 @@ def call(words: list[str]) -> None:
     assert typer.main.get_command(app).main(words, standalone_mode=False) in (None, 0), words
 
 
+@pytest.mark.slow
 def test_what_the_first_guide_shows_of_a_run(workplace):
     follow("docs/quick-start.md", whole=False)
     for name in ("first.html", "sheet.png", "policies.csv", "augment.py"):

@@ -114,6 +114,7 @@ def laptop(head: Head, monkeypatch, tmp_path) -> Head:
 # --- one search, from the laptop to the parquet ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_is_begun_watched_stopped_gone_on_with_and_fetched(
     laptop, https, augury, tmp_path, monkeypatch
 ):
@@ -194,6 +195,7 @@ def require_fetched(augury: Any, job: str, run: Path, here: Path) -> None:
     assert "else holds something else" in said
 
 
+@pytest.mark.slow
 def test_a_search_that_cannot_be_ends_as_it_would_here_and_says_why(laptop, augury, tmp_path):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "below"

@@ -48,6 +48,7 @@ def begun(folder: RunFolder) -> Counter[str]:
     return Counter(line["trial"] for line in lines if line["event"] == "began")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_trained_and_auto_goes_by_what_is_found(folder):
     before = begun(folder)
     table = folder.policies.read_bytes()
