@@ -63,8 +63,9 @@ def test_a_node_that_came_later_and_does_not_have_the_folder(tmp_path):
     (tmp_path / "run").mkdir()
     with Folder(tmp_path / "run" / "checkpoints").writing("a.pt") as file:
         file.touch()
-    with pytest.raises(StorageError, match="is not on this node"):
-        Folder(tmp_path / "gone" / "checkpoints").writing("a.pt")
+    gone = Folder(tmp_path / "gone" / "checkpoints")
+    with pytest.raises(StorageError, match="is not on this node"), gone.writing("a.pt"):
+        pass
     assert not (tmp_path / "gone").exists()
 
 
