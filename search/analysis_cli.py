@@ -1,5 +1,6 @@
 """`augury validate` and `augury compare`: what a run's ranking is worth, and runs side by side."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -42,8 +43,12 @@ def validate(
         names = [name for name in asked if name.partition("+")[0] in SCHEMES]
     else:
         names = [name.strip() for name in schemes.split(",") if name.strip()]
-    with progress(quiet=quiet) as listen:
-        found = validate_run(folder, listen, schemes=names, random=random, seeds=seeds)
+    try:
+        with progress(quiet=quiet) as listen:
+            found = validate_run(folder, listen, schemes=names, random=random, seeds=seeds)
+    except KeyboardInterrupt:
+        print("augury: stopped; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print_json({"run": str(folder)} | found.as_dict())
     else:

@@ -149,7 +149,7 @@ def _searched(
     `go_on`."""
     from search.config import load_config
     from search.console import print_result, progress
-    from search.stages import SearchFailedError
+    from search.errors import SearchFailedError
     from search.table import read_parquet
 
     how = f"go on with: augury {go_on} {shlex.quote(str(folder))}"
@@ -319,13 +319,17 @@ def convert_policy(
 def main() -> None:
     """The console script. Exit codes: 0 done, 1 our failure, 2 the user's mistake, 130 stopped."""
     try:
-        from spaces.errors import ClusterError, UserError
+        from search.errors import ClusterError, SearchFailedError
+        from spaces.errors import UserError
 
         try:
             app()
-        except (ClusterError, UserError) as error:
+        except UserError as error:
             _complain(str(error))
-            sys.exit(1 if isinstance(error, ClusterError) else 2)
+            sys.exit(2)
+        except (ClusterError, SearchFailedError) as error:
+            _complain(str(error))
+            sys.exit(1)
     except ImportError as error:
         message = _taken_names()
         if message is None:

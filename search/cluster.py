@@ -5,7 +5,6 @@ import math
 import os
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import ClusterConfig
+from search.reachability import unanswered
 from search.storage import Folder, StorageError, Store, reached
 from spaces.errors import UserError
-
-SECONDS_TO_ANSWER = 10
 
 
 @contextmanager
@@ -71,13 +69,8 @@ def _require_answer(address: str) -> None:
             f"cluster.address: {address} is Ray Client's port, through which a search cannot be "
             "driven: use augury submit, or HOST:PORT of the cluster on one of its machines"
         )
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"cluster.address: nothing answers at {address!r}: {error}") from None
+    if silence := unanswered(address):
+        raise UserError(f"cluster.address: nothing answers at {address!r}: {silence}")
 
 
 def lacking(config: ClusterConfig, workers: int = 1) -> str | None:

@@ -1,6 +1,5 @@
 """Runs side by side: what each found, and policies that several trained to full length."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -34,13 +33,17 @@ class Comparison:
     """What differs between runs, the policies that several trained, and pairs by seed."""
 
     runs: tuple[Standing, ...]
+    verdicts: tuple[dict[str, Any] | None, ...]  # of each run
     settings: dict[str, list[Any]]  # by key, of each run, where they differ
     students: dict[str, list[list[FullLength]]]  # by policy, of each run
     pairs: dict[tuple[int, int], list[Paired]]  # by the positions of two runs
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "runs": [run.as_dict() | {"verdict": verdict_of(run.folder)} for run in self.runs],
+            "runs": [
+                run.as_dict() | {"verdict": verdict}
+                for run, verdict in zip(self.runs, self.verdicts, strict=True)
+            ],
             "settings": self.settings,
             "policies": [
                 {"policy": policy, "test_accuracy": [_summary(s) for s in students]}
@@ -66,6 +69,7 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
     shared = [i for i in names if sum(i in students for students in by_run) > 1]
     return Comparison(
         runs,
+        tuple(folder.read_verdict() for folder in folders),
         _different([run.config for run in runs]),
         {str(names[i]): [students.get(i, (None, []))[1] for students in by_run] for i in shared},
         {
@@ -97,10 +101,9 @@ def pair(policy: str, first: Sequence[FullLength], second: Sequence[FullLength])
 
 def _students(run: Standing) -> dict[str, tuple[Policy, list[FullLength]]]:
     """Of the length that the run's config has now, by the identity of their policy."""
-    kind = f"-{run.config.promotion.kind}"
     found: dict[str, tuple[Policy, list[FullLength]]] = {}
-    for trial in run.ledger.of("promotion"):
-        if trial.status == FINISHED and trial.id.endswith(kind):
+    for trial in run.ledger.students(run.config.promotion.kind):
+        if trial.status == FINISHED:
             _, students = found.setdefault(trial.policy.identity, (trial.policy, []))
             students.append(trial.full_length())
     return found
@@ -118,14 +121,3 @@ def _summary(students: Sequence[FullLength]) -> dict[str, Any] | None:
         return None
     mean, std = mean_and_std([s.test_accuracy for s in students])
     return {"mean": mean, "std": std, "seeds": [s.seed for s in students]}
-
-
-def verdict_of(folder: RunFolder) -> dict[str, Any] | None:
-    """What the run's promotion found; None where it has not come to that."""
-    try:
-        found = json.loads(folder.verdict.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    except ValueError:
-        raise UserError(f"{folder.verdict}: is not the verdict of a run") from None
-    return dict(found)

@@ -19,6 +19,7 @@ from trainers.quantization import QuantizationSpec
 from trainers.student import OBJECTIVES, StudentRecipe
 from trainers.teacher import TeacherRecipe
 
+LEAST_SHARE = 1e-4  # of a CPU or GPU
 AUTO = "auto"  # what is measured instead of being given
 
 
@@ -202,6 +203,10 @@ class ClusterConfig(Frozen):
     def _number_or_auto(cls, value: Any) -> Any:
         if value != AUTO and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"should be a number or {AUTO}, got {value!r}")
+        if value != AUTO and 0 < value < LEAST_SHARE:
+            raise ValueError(
+                f"should be {LEAST_SHARE:g}, the least that Ray counts, or more, got {value!r}"
+            )
         return value
 
     @property

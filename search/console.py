@@ -134,13 +134,10 @@ def _interval(correlation: "Correlation") -> str:
 
 def print_comparison(found: "Comparison") -> None:
     """Runs side by side, in the order in which they were named."""
-    from search.compare import verdict_of
-
     console = _stdout()
     table = Table("", *(f"run {n}" for n in range(1, len(found.runs) + 1)), show_lines=True)
-    verdicts = [verdict_of(run.folder) or {} for run in found.runs]
     table.add_row("folder", *(escape(str(run.folder)) for run in found.runs))
-    table.add_row("verdict", *(escape(v.get("sentence", "none yet")) for v in verdicts))
+    table.add_row("verdict", *(escape(v["sentence"] if v else "none yet") for v in found.verdicts))
     for key, values in found.settings.items():
         table.add_row(key, *(escape(str(value)) for value in values))
     for policy, of_runs in found.students.items():

@@ -51,8 +51,7 @@ class Agreement:
 
 def promoted(now: Standing) -> list[Trial]:
     """The students of the present full length that have begun."""
-    kind = f"-{now.config.promotion.kind}"
-    return [trial for trial in now.ledger.of("promotion") if trial.id.endswith(kind)]
+    return now.ledger.students(now.config.promotion.kind)
 
 
 def rows_of(now: Standing) -> list[Row]:

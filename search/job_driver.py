@@ -87,9 +87,9 @@ def _search(config: Path, run: str) -> tuple[int, str]:
     """Runs the search, whatever of it is there already; the sentence is the verdict."""
     from search.config import load_config
     from search.console import print_result, progress
+    from search.errors import SearchFailedError
     from search.run import run_search
     from search.run_folder import RunFolder
-    from search.stages import SearchFailedError
 
     settings, folder = load_config(config), RunFolder.at(run)
     tell(run=str(folder))
@@ -99,7 +99,7 @@ def _search(config: Path, run: str) -> tuple[int, str]:
             result = go(settings, folder, listen)
     except SearchFailedError as error:
         return 1, str(error)
-    print_result(result, settings)
+    print_result(result, load_config(folder.config))  # where auto has become what it meant
     return 0, result.verdict.sentence
 
 

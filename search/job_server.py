@@ -7,7 +7,6 @@ certificate of the user's choice, a token that nothing shows, and errors in a se
 import logging
 import os
 import re
-import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from spaces.errors import ClusterError, UserError
+from search.errors import ClusterError
+from search.reachability import SECONDS_TO_ANSWER, unanswered
+from spaces.errors import UserError
 
-SECONDS_TO_ANSWER = 10
 SECONDS_TO_WORK = 60  # for an answer that takes the head some work
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKENS = ("AUGURY_TOKEN", "RAY_AUTH_TOKEN")
@@ -106,9 +106,12 @@ def _located(address: str | None) -> str:
     named = address or _first_set(ADDRESSES) or "http://127.0.0.1:8265"
     if "@" in named:
         raise UserError(f"an address holds no names and passwords: a token goes into {TOKENS[0]}")
-    if re.match(r"https?://[^/]", named):
+    if re.match(r"https?://[^/]", named, re.IGNORECASE):
         return named.rstrip("/")
-    _require_answer(named)
+    if silence := unanswered(named.removeprefix("ray://")):
+        raise UserError(f"no Ray cluster at {named!r}: {silence}")
+    if _is_dashboard(named):  # Ray would take it for the address of the cluster's state
+        return f"http://{named}"
     with _address_is(named):
         try:
             return str(get_address_for_submission_client(named))
@@ -117,15 +120,15 @@ def _located(address: str | None) -> str:
             raise UserError(f"no Ray cluster at {named!r}: {reason[0]}") from None
 
 
-def _require_answer(address: str) -> None:
-    """Ray itself would go on knocking for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
-        return
+def _is_dashboard(named: str) -> bool:
+    """Whether HOST:PORT speaks HTTP, as only the dashboard does, with a token or without one."""
+    if "://" in named or ":" not in named:
+        return False
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"no Ray cluster at {address!r}: {error}") from None
+        requests.get(f"http://{named}/api/version", timeout=SECONDS_TO_ANSWER)
+    except requests.exceptions.RequestException:
+        return False
+    return True
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray.job_submission import JobDetails
 
+from search.errors import ClusterError
 from search.job_log import Reader, machine_lines, packed
 from search.job_package import CONFIG, stage, stage_code
 from search.job_server import SECONDS_TO_WORK, job_server
 from search.run_folder import RunFolder
-from spaces.errors import ClusterError, UserError
+from spaces.errors import UserError
 
 if TYPE_CHECKING:
     from search.config import SearchConfig
@@ -184,7 +185,9 @@ class Cluster:
 
     async def _tail(self, name: str, reader: Reader) -> None:
         reader.from_the_start()
-        async for text in self._client.tail_job_logs(name):
+        texts = self._client.tail_job_logs(name)
+        # A connection can die without a word: one that is silent for so long is made again.
+        while text := await asyncio.wait_for(anext(texts, ""), SECONDS_TO_WORK):
             reader.take(text)
 
     def _job(self, details: JobDetails, log: str) -> Job:

@@ -3,13 +3,13 @@
 import shlex
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from search.options import Config, Json, Overrides, print_json
+from search.progress import duration
 
 if TYPE_CHECKING:
     from search.jobs import Cluster, Job
@@ -67,7 +67,12 @@ def submit(
     if not as_json:
         print(f"job        {job.id}\nrun        {job.run}\ndashboard  {job.dashboard}", flush=True)
     if wait:
-        job = cluster.follow(job.id, _to(sys.stderr if as_json else sys.stdout))
+        try:
+            job = cluster.follow(job.id, _to(sys.stderr if as_json else sys.stdout))
+        except KeyboardInterrupt:
+            goes_on = f"the job goes on: augury logs {job.id} --follow, augury stop {job.id}"
+            print(f"augury: {goes_on}", file=sys.stderr)
+            raise typer.Exit(130) from None
     if as_json:
         print_json(_as_dict(job))
     if wait:
@@ -208,7 +213,7 @@ def _lines(job: "Job") -> list[str]:
         if now["best"] is not None:
             lines.append(f"best       {now['objective']} {now['best']:.4f}: {now['best_policy']}")
         if now["seconds_left"] is not None and not job.ended:
-            lines.append(f"left       about {_span(now['seconds_left'])} of this stage")
+            lines.append(f"left       about {duration(now['seconds_left'])} of this stage")
     lines += [f"run        {job.run}", f"dashboard  {job.dashboard}"]
     return lines + ([_how_it_ended(job)] if job.ended else [])
 
@@ -230,8 +235,4 @@ def _how_it_ended(job: "Job") -> str:
 
 
 def _took(job: "Job") -> str:
-    return "" if job.began_at is None else _span((job.ended_at or time.time()) - job.began_at)
-
-
-def _span(seconds: float) -> str:
-    return str(timedelta(seconds=max(round(seconds), 0)))
+    return "" if job.began_at is None else duration((job.ended_at or time.time()) - job.began_at)

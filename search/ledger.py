@@ -149,6 +149,10 @@ class Ledger:
         """The trials of one stage, in the order in which they began."""
         return [trial for trial in self.trials.values() if trial.stage == stage]
 
+    def students(self, kind: str) -> list[Trial]:
+        """The promoted students of one `PromotionConfig.kind`, in the order in which they began."""
+        return [trial for trial in self.of("promotion") if trial.id.endswith(f"-{kind}")]
+
     def began(self, trial: Trial) -> Trial:
         """Notes that `trial` begins, or begins again; returns the one that the ledger keeps."""
         self._add(

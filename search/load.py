@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from search import evidence
-from search.compare import verdict_of
 from search.run_folder import RunFolder
 from search.standing import Standing, standing
 from search.table import read_parquet
@@ -49,7 +48,7 @@ class Run:
     @cached_property
     def verdict(self) -> dict[str, Any]:
         """What promotion found; raises UserError where it has not come to that."""
-        found = verdict_of(self.folder)
+        found = self.folder.read_verdict()
         if found is None:
             raise UserError(f"{self.folder}: has no verdict yet")
         return found
@@ -91,7 +90,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """In a notebook: the verdict, as far as there is one, and the beginning of the table."""
-        found = verdict_of(self.folder)
+        found = self.folder.read_verdict()
         said = escape(found["sentence"] if found else "No verdict yet.")
         if not self.folder.policies.exists():
             return f"<p>{said}</p>"

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -62,7 +61,6 @@ def _trackers(
     config: LoggingConfig, folder: RunFolder
 ) -> Iterator[tuple[str, Callable[[], LoggerCallback]]]:
     """Ray's own, by their keys in the config; a trial's run is below the name of the folder."""
-    name = Path(str(folder).partition("?")[0]).name  # an address may have options
 
     def mlflow() -> LoggerCallback:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
@@ -70,13 +68,13 @@ def _trackers(
         for variable, value in MLFLOW.items():
             os.environ.setdefault(variable, value)
         return MLflowLoggerCallback(
-            config.mlflow, experiment_name=name, tags={"augury.run": str(folder)}
+            config.mlflow, experiment_name=folder.name, tags={"augury.run": str(folder)}
         )
 
     def wandb() -> LoggerCallback:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        return WandbLoggerCallback(config.wandb, group=name, upload_timeout=WANDB_SECONDS)
+        return WandbLoggerCallback(config.wandb, group=folder.name, upload_timeout=WANDB_SECONDS)
 
     if config.mlflow is not None:
         yield "mlflow", mlflow

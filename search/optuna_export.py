@@ -57,7 +57,7 @@ class Mirror:
         self._told: dict[str, _Told] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
-            study_name=folder.path.name,
+            study_name=folder.name,
             storage=storage,
             directions=[DIRECTIONS[mode] for mode in self._objectives.values()],
         )

@@ -68,11 +68,7 @@ def predictions(
     students of full length; all in the same order of policies. Raises UserError for fewer than
     four policies, about which nothing can be said.
     """
-    if len(outcomes) < FEWEST:
-        raise UserError(
-            f"{len(outcomes)} policies have both probes and students: rank correlations need "
-            f"{FEWEST} or more, name more --schemes or --random"
-        )
+    require_enough(len(outcomes))
     results = {
         name: _higher_is_better([o[name] for o in outcomes], way) for name, way in OUTCOMES.items()
     }
@@ -84,6 +80,15 @@ def predictions(
                 pairs = {o: correlate(values, result, seed=seed) for o, result in results.items()}
                 found.append(Prediction(name, epochs, tuple(values), pairs))
     return sorted(found, key=lambda p: (-np.nan_to_num(p.spearman, nan=-2), p.epochs, p.figure))
+
+
+def require_enough(policies: int) -> None:
+    """Raises UserError for fewer policies than tell anything."""
+    if policies < FEWEST:
+        raise UserError(
+            f"{policies} policies have both probes and students: rank correlations need "
+            f"{FEWEST} or more, name more --schemes or --random"
+        )
 
 
 def recommend(

@@ -137,3 +137,11 @@ class LiveBar(AbstractContextManager["LiveBar"]):
 def _value(row: Row, figure: str) -> float | None:
     value = row.figures.get(figure, math.nan)
     return value if math.isfinite(value) else None
+
+
+def duration(seconds: float) -> str:
+    """In words, by the two largest units."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"

@@ -37,14 +37,14 @@ def applied(config: SearchConfig) -> SearchConfig:
     try:
         found = json.loads((cache_folder() / FOLDER / name).read_text())
         objective, epochs = found["objective"], int(found["probe_epochs"])
-        trusted = bool(found["trusted"]) and objective in OBJECTIVES
+        trusted, sentence = bool(found["trusted"]) and objective in OBJECTIVES, found["sentence"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             "search.objective: auto: nothing is recommended for these data, teacher and student "
             "yet: search with an objective, then run augury validate on that run"
         ) from None
     if not trusted:
-        raise UserError(f"search.objective: auto: {found['sentence']} Name an objective.")
+        raise UserError(f"search.objective: auto: {sentence} Name an objective.")
     search = config.search.model_copy(update={"objective": objective, "probe_epochs": epochs})
     return config.model_copy(update={"search": search})
 

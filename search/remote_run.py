@@ -52,6 +52,10 @@ class RemoteRun(RunFolder):
     def __str__(self) -> str:
         return self.store.address  # with its options, since commands are shown with it
 
+    @property
+    def name(self) -> str:
+        return Path(str(self.store)).name
+
     def named(self, path: Path) -> str:
         return str(self.store.at(self._name(path)))
 

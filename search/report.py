@@ -8,7 +8,6 @@ escapes, and the page's own policy runs no script but the one that it was made w
 import base64
 import hashlib
 import io
-import json
 import shlex
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from search import evidence
 from search import report_tables as tables
 from search.config import load_config
 from search.figures import Plot
+from search.progress import duration
 from search.results import FAILED, FINISHED, STOPPED
 from search.run_folder import RunFolder, write_text
 from search.standing import Standing, standing
@@ -130,7 +130,7 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _state(now: Standing) -> dict[str, Any]:
-    worked = _hours(now.ledger.seconds_worked())
+    worked = duration(now.ledger.seconds_worked())
     probes, students = now.ledger.of("probe"), evidence.promoted(now)
     counts = [(n, sum(t.status == n for t in probes)) for n in (FINISHED, STOPPED, FAILED)]
     parts = ", ".join(f"{count} {name}" for name, count in counts if count) or "none has ended"
@@ -143,7 +143,7 @@ def _state(now: Standing) -> dict[str, Any]:
     stage = f"the {now.stage} stage has {ended} of {now.total} trials"
     left = now.seconds_left
     if now.working:
-        left_says = "" if left is None else f", about {_hours(left)} to go"
+        left_says = "" if left is None else f", about {duration(left)} to go"
         says = f"{has}; {stage}{left_says}. So at {_now()}; load the page again for news."
         return {"kind": "running", "word": "running", "done": False, "says": says}
     says = f"{has}; {stage}. Nothing works on it here; augury resume goes on with it."
@@ -154,20 +154,10 @@ def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
 
 
-def _hours(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _verdict(now: Standing) -> dict[str, Any] | None:
-    try:
-        found = json.loads(now.folder.verdict.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    found = now.folder.read_verdict()
+    if found is None:
         return None
-    except (OSError, ValueError):
-        raise UserError(f"{now.folder.verdict}: is not a verdict that can be read") from None
     leads = {difference["control"]: difference for difference in found["differences"]}
     return {
         "sentence": found["sentence"],

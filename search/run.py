@@ -20,12 +20,13 @@ from search import recommendations
 from search.cluster import concurrent_trials, connected, lacking, require_storage
 from search.code_version import code_version
 from search.config import AUTO, SearchConfig, differences, flat, load_config
+from search.errors import SearchFailedError
 from search.ledger import Ledger, opened
 from search.loggers import Callback, loggers_for, require_trackers
 from search.packing import keep, packing_for
 from search.progress import SILENCE, Listener
 from search.run_folder import RunFolder, write_text
-from search.stages import SearchFailedError, SearchResult, Stages
+from search.stages import SearchResult, Stages
 from search.trainable import Shared
 from search.validation import Validation, Validator, policies_of
 from search.warm_start import WarmStart, warm_start
@@ -146,9 +147,9 @@ def validate_run(
     with folder.held(listen.note):
         config = _changed(_as_it_began(folder), "promotion", seeds=seeds)
         with _at_work(config, folder, listen) as work:
+            policies = policies_of(work.ledger, named, work.plain_space, config, random)
             concluded = work.ledger.concluded
             work.ledger.sitting(work.made_by["versions"])
-            policies = policies_of(work.ledger, named, work.plain_space, config, random)
             validator = Validator(
                 work.config,
                 work.shared,
@@ -157,11 +158,13 @@ def validate_run(
                 listen=listen,
                 loggers=work.loggers,
             )
-            found = validator.validate(policies)
+            try:
+                found = validator.validate(policies)
+            finally:  # the search is no less at its end than before
+                if concluded:
+                    work.ledger.conclude()
             found.write(folder)
             recommendations.keep(found.recommendation, work.made_by, config)
-            if concluded:
-                work.ledger.conclude()
             return found
 
 

@@ -46,6 +46,11 @@ class RunFolder:
         return str(self.path)
 
     @property
+    def name(self) -> str:
+        """What others call the run by: dashboards, trackers, studies."""
+        return self.path.name
+
+    @property
     def marker(self) -> Path:
         """Format, versions, seed, the hashes of data and teacher, and the config at the start."""
         return self.path / "run.json"
@@ -213,6 +218,19 @@ class RunFolder:
                 f"this Augury reads {VERSION}"
             )
         return marker
+
+    def read_verdict(self) -> dict[str, Any] | None:
+        """What promotion found; None where it has not come to that. Raises UserError for a file
+        that is no verdict."""
+        try:
+            found = json.loads(self.verdict.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise UserError(f"{self.named(self.verdict)}: is not a verdict that can be read")
+        return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from search.code_version import code_version
 from search.config import SearchConfig
+from search.errors import SearchFailedError
 from search.explore import explore, spent
 from search.failures import in_common, too_many
 from search.ledger import Ledger, Trial
@@ -33,15 +34,6 @@ from trainers.datasets import Labelled
 # However much there is to write, the table and the report take a hundredth of the time each.
 SHARE = 100
 FIRST_PAGE = 30  # seconds after which there is a report, of a search that takes so long
-
-
-class SearchFailedError(Exception):
-    """Nothing could be ranked, for a reason that is not the user's. `advice` is what would help,
-    None where that is to go on."""
-
-    def __init__(self, said: str, advice: str | None = None) -> None:
-        super().__init__(said)
-        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -207,7 +199,8 @@ class Stages:
         try:
             to = self._folder.report if page_alone else None
             write_report(self._folder, self._images, to=to)
-            self._folder.publish(self._folder.report)
+            figures = () if page_alone else sorted(self._folder.figures.glob("*"))
+            self._folder.publish(self._folder.report, *figures)
         except Exception as error:
             self._listen.note(f"{self._folder.named(self._folder.report)} was not written: {error}")
 

@@ -52,6 +52,8 @@ class Standing:
     @property
     def trials(self) -> list[Trial]:
         """Those of the stage that have begun, in that order."""
+        if self.stage == "promotion":  # students of another length may be there, too
+            return self.ledger.students(self.config.promotion.kind)
         return self.ledger.of(self.stage)
 
     @property

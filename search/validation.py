@@ -11,9 +11,16 @@ from typing import Any
 import optuna
 
 from search.config import SearchConfig
-from search.ledger import Ledger, Trial
+from search.ledger import Ledger, Stage, Trial
 from search.loggers import Callback
-from search.predictors import OUTCOMES, Prediction, Recommendation, predictions, recommend
+from search.predictors import (
+    OUTCOMES,
+    Prediction,
+    Recommendation,
+    predictions,
+    recommend,
+    require_enough,
+)
 from search.progress import Listener
 from search.promote import promote, students_of
 from search.results import FINISHED
@@ -72,12 +79,9 @@ def policies_of(
     ledger: Ledger, named: Sequence[Policy], space: PolicySpace, config: SearchConfig, random: int
 ) -> list[Policy]:
     """The policies to validate on: the named ones, `random` of the space, the same ones every time,
-    and those that the run has trained to full length."""
-    trained = [
-        t.policy
-        for t in ledger.of("promotion")
-        if t.status == FINISHED and t.id.endswith(f"-{config.promotion.kind}")
-    ]
+    and those that the run has trained to full length. Raises UserError for too few of them."""
+    students = ledger.students(config.promotion.kind)
+    trained = [student.policy for student in students if student.status == FINISHED]
     base = config.data.base
     found = {policy.on(base).identity: policy.on(base) for policy in named}
     for index in range(random):
@@ -87,7 +91,9 @@ def policies_of(
                 break
         else:
             raise UserError(f"--random {random}: the space has not as many policies that are new")
-    return list((found | {policy.identity: policy for policy in trained}).values())
+    policies = list((found | {policy.identity: policy for policy in trained}).values())
+    require_enough(len(policies))
+    return policies
 
 
 def _random(space: PolicySpace, *key: int) -> Policy:
@@ -151,7 +157,7 @@ class Validator:
             trial = self._of_search(policy, epochs) or self._own(policy, epochs)
             trials.append(known.get(trial.id, trial))
         left = [trial for trial in trials if trial.status is None]
-        self._begin(f"probes of {epochs} epoch{'s' * (epochs > 1)}", trials)
+        self._begin("validation", f"probes of {epochs} epoch{'s' * (epochs > 1)}", trials)
         if left:
             run_trials(
                 self._shared,
@@ -181,7 +187,7 @@ class Validator:
 
     def _trained(self, policies: Sequence[Policy]) -> Sequence[Candidate]:
         chosen: list[tuple[Policy, Role]] = [(policy, "candidate") for policy in policies]
-        self._begin("full length", students_of(chosen, self._config))
+        self._begin("promotion", "full length", students_of(chosen, self._config))
         return promote(
             self._config,
             self._shared,
@@ -192,8 +198,8 @@ class Validator:
             loggers=self._loggers,
         ).candidates
 
-    def _begin(self, text: str, trials: Sequence[Trial]) -> None:
-        self._ledger.begin_stage(trials[0].stage, len(trials))
+    def _begin(self, stage: Stage, text: str, trials: Sequence[Trial]) -> None:
+        self._ledger.begin_stage(stage, len(trials))
         self._listen.stage(text, len(trials), "validation_loss")
         for trial in trials:
             known = self._ledger.trials.get(trial.id)

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from search.progress import duration
 from search.standing import until
 
 # What `Standing.as_dict` gives, of a folder or from far away; of a search that has not begun there
@@ -99,14 +100,6 @@ def sparkline(values: Sequence[float]) -> str:
     if not math.isfinite(high - low) or high == low:
         return BARS[0] * len(values)
     return "".join(BARS[round((v - low) / (high - low) * (len(BARS) - 1))] for v in values)
-
-
-def duration(seconds: float) -> str:
-    """In words, by the two largest units."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min"
 
 
 def _progress(told: Told) -> RenderableType:

@@ -17,11 +17,6 @@ class UserError(Exception):
     """A mistake that the user can mend; the command line prints it alone and exits with 2."""
 
 
-class ClusterError(Exception):
-    """A cluster did not do what it was asked, for a reason that is not the user's; the command line
-    prints it alone and exits with 1."""
-
-
 def by_nearness(name: str, valid: Iterable[str]) -> list[str]:
     """`valid`, most similar to `name` first."""
     return sorted(valid, key=lambda v: -difflib.SequenceMatcher(None, name, v).ratio())

@@ -88,6 +88,10 @@ def test_overrides_are_yaml_values_in_order(tmp_path):
         ),
         ("data={name: cifar10, validation_images: few}", r"data.validation_images: .*got 'few'"),
         ("data={name: cifar100, image_size: 3}", "unknown key under data 'image_size'"),
+        (
+            "cluster.gpus_per_trial=0.00001",
+            r"gpus_per_trial: should be 0\.0001, the least that Ray counts",
+        ),
         ("data=digits", "data: should be a mapping of keys to values, got 'digits'"),
     ],
 )

@@ -47,13 +47,19 @@ GUIDES = ["your-data", "your-network", "policy-format", "faq", "watching"]
 
 
 @pytest.fixture(scope="module")
-def workplace(request, tmp_path_factory):
-    """A folder to work in, with the run of the first guide and photos of three classes."""
+def folder(tmp_path_factory):
+    """The current folder, whose modules are found."""
     folder = tmp_path_factory.mktemp("workplace")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    patch.syspath_prepend(folder)
-    request.getfixturevalue("cluster")  # whose workers find modules where the driver does
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield folder
+
+
+# The cluster comes after the folder, and goes before it: its workers find what the driver finds.
+@pytest.fixture(scope="module")
+def workplace(folder, cluster):
+    """A folder to work in, with the run of the first guide and photos of three classes."""
     digits = load_digits()
     for number in range(120):
         photo = folder / "photos" / f"class{number % 3}" / f"{number}.png"
@@ -62,8 +68,7 @@ def workplace(request, tmp_path_factory):
         Image.fromarray(pixels).resize((32, 32)).save(photo)
     (folder / "configs").symlink_to(ROOT / "configs")
     call(["search", "--run", "runs/first"])
-    yield folder
-    patch.undo()
+    return folder
 
 
 def follow(page: str, names: dict[str, object] | None = None, *, whole: bool) -> None:

@@ -230,6 +230,8 @@ def test_jobs_that_are_none_of_ours(laptop, augury, monkeypatch):
         assert code == 2
         assert "nobody does not exist" in said
     assert "theirs" not in augury("jobs")[1]
+    without_scheme = laptop.address.removeprefix("http://")
+    assert augury("jobs", "--address", without_scheme) == (0, "", "")
     assert augury("status", "../theirs")[0] == 2
 
 

@@ -174,7 +174,7 @@ def wait_for(holds: Callable[[], bool]) -> None:
         try:
             if holds():
                 return
-        except (ValueError, KeyError, IndexError):  # the study is not there yet
+        except (OSError, ValueError, KeyError, IndexError):  # the study is not there yet
             pass
         time.sleep(0.1)
     raise AssertionError("it never came")

@@ -138,6 +138,7 @@ def test_what_was_written_is_there_for_who_has_nothing(bucket, monkeypatch):
             assert list(ledger.trials) == ["00000", "00001", "00002"]
             probe(ledger, "00003")
         assert str(second) == address
+        assert second.name == "x"
         assert second.named(second.policies) == "s3://bucket/runs/x/policies.parquet"
     lines = [path for path in bucket if "/trials/" in path and bucket[path]]
     del bucket[lines[-2]]

@@ -18,13 +18,14 @@ from object_store import served
 from ray import tune
 
 from search.config import load_config
+from search.errors import SearchFailedError
 from search.ledger import LOST, opened
 from search.progress import Silence
 from search.proposals import Proposals
 from search.results import FAILED, FINISHED, Row
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
-from search.stages import SearchFailedError, SearchResult
+from search.stages import SearchResult
 from search.storage import Store
 from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
@@ -219,7 +220,8 @@ def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(wh
         assert [s.name for s in kept] == [s.name for s in whole.folder.kept_students("*.pt")]
         assert {name.split("/")[0] for name in Store(address).listing()} == {
             *("config.yaml", "run.json", "teacher.pt", "trials", "students"),
-            *("policies.parquet", "verdict.json", "best_policy.json", "report.html"),
+            *("policies.parquet", "verdict.json", "best_policy.json"),
+            *("report.html", "report", "tensorboard"),
         }
 
 

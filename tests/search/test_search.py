@@ -13,11 +13,12 @@ import pytest
 
 from search.cluster import connected, lacking, require_storage
 from search.config import ClusterConfig, SearchConfig, load_config
+from search.errors import SearchFailedError
 from search.progress import Silence
 from search.results import FAILED, FINISHED, STOPPED
 from search.run import run_search
 from search.run_folder import RunFolder
-from search.stages import SearchFailedError, SearchResult
+from search.stages import SearchResult
 from spaces import UserError, load_policy, scheme
 from trainers.student import FIGURES
 
