@@ -100,21 +100,28 @@ def print_scores(rows: "Sequence[tuple[str, PolicyScore]]", config: "SearchConfi
 
 
 def print_validation(found: "Validation", folder: "RunFolder") -> None:
-    """The recommendation, and the figures that lead to it: Spearman's coefficients."""
+    """The recommendation, and the figures that lead to it, the run's own objective wherever it
+    stands: Spearman's coefficients."""
     from search.predictors import OUTCOMES
 
     console, policies = _stdout(), len(found.candidates)
+    objective = folder.read_marker()["objective"]
     title = f"What foretells the full length of {policies} policies (Spearman, +1 is perfect)"
     table = Table(title=title, title_justify="left")
     table.add_column("figure")
     table.add_column("probe epochs", justify="right")
     for outcome in ("final validation loss", "final validation accuracy", "final test accuracy"):
         table.add_column(outcome, justify="right", no_wrap=True)
-    for prediction in found.predictions[:PREDICTIONS_SHOWN]:
+    shown = [
+        prediction
+        for place, prediction in enumerate(found.predictions)
+        if place < PREDICTIONS_SHOWN or prediction.figure == objective
+    ]
+    for prediction in shown:
         cells = [_interval(prediction.outcomes[name]) for name in OUTCOMES]
         table.add_row(prediction.figure, str(prediction.epochs), *cells)
     console.print(table)
-    hidden = len(found.predictions) - PREDICTIONS_SHOWN
+    hidden = len(found.predictions) - len(shown)
     if hidden > 0:
         console.print(
             f"{hidden} more in {folder.named(folder.validation.with_suffix('.csv'))}",

@@ -98,6 +98,7 @@ def policies_of(
 
 def _random(space: PolicySpace, *key: int) -> Policy:
     seed = randomness.key(*key, "validate") % 2**32
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return space.suggest(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask())
 
 
