@@ -11,7 +11,7 @@ from search import evidence
 from search.correlations import FEWEST
 from search.evidence import Agreement
 from search.failures import in_common
-from search.results import FAILED, STOPPED, Row, mean_and_std
+from search.results import CONTROL, FAILED, STOPPED, Row, mean_and_std
 from search.standing import Standing
 from search.verdict import percent
 from spaces import Policy
@@ -61,7 +61,7 @@ def ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str
 def _reason(row: Row) -> str:
     if row.status == STOPPED:
         return f"stopped by the scheduler after epoch {row.figures['epoch']:g}"
-    return row.failure or ""
+    return "trained to compare with, never probed" if row.status == CONTROL else row.failure or ""
 
 
 def _cells(rank: int, row: Row, objectives: Sequence[str]) -> list[dict[str, Any]]:
