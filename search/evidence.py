@@ -30,7 +30,7 @@ from spaces.schemes import SCHEMES
 from trainers.student import OBJECTIVES
 
 MOST_PAIRS = 100  # whose bootstrap fits into some hundred MiB
-PROBE_ACCURACY = "validation accuracy of the probe"
+PROBE_ACCURACY = "probe validation accuracy"
 FINAL = {
     "validation_accuracy": "final validation accuracy",
     "test_accuracy": "final test accuracy",

@@ -130,6 +130,7 @@ def history(probes: pd.DataFrame, objective: str, mode: str) -> Plot:
             axes.scatter(failed.probe, [floor] * len(failed), marker="x", s=18, c=QUIET,
                          lw=1, label="failed", clip_on=False)  # fmt: skip
         axes.set(xlabel="probe, in the order in which they ended", ylabel=_better(objective, mode))
+        axes.locator_params(axis="x", integer=True)
         _legend_above(axes)
 
     best = probes.best.dropna()
@@ -152,6 +153,7 @@ def agreement(points: pd.DataFrame, objective: str, outcome: str, mode: str, say
         axes.scatter(shown.objective, shown.accuracy, s=20, c=FIRST, alpha=0.75, lw=0)
         axes.yaxis.set_major_formatter(_percent)
         axes.set(xlabel=_better(objective, mode), ylabel=outcome)
+        axes.locator_params(axis="x", nbins=5)
 
     name = f"{objective}-{outcome}".replace(" ", "_").replace("-", "_")
     return Plot(name, f"{objective} against {outcome}", says, points, draw)
