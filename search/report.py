@@ -147,7 +147,7 @@ def _title(config: SearchConfig) -> str:
 def _state(now: Standing) -> dict[str, Any]:
     has = _counted("probe", now.ledger.of("probe"), now)
     if students := evidence.promoted(now):
-        has += f", {_counted('student', students, now)} of full length"
+        has += f", {_counted('full-length student', students, now)}"
     if now.done:
         says = f"{has}; {duration(now.ledger.seconds_worked())}."
         return {"kind": "finished", "word": "finished", "done": True, "says": says}
