@@ -1,11 +1,15 @@
 """`augury validate` and `augury compare`: what a run's ranking is worth, and runs side by side."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from search.options import Json, Quiet, print_json
+
+if TYPE_CHECKING:
+    from search.progress import Listener
+    from search.run_folder import RunFolder
 
 app = typer.Typer()
 
@@ -46,6 +50,7 @@ def validate(
     try:
         with progress(quiet=quiet) as listen:
             found = validate_run(folder, listen, schemes=names, random=random, seeds=seeds)
+            _show(folder, listen)
     except KeyboardInterrupt:
         print("augury: stopped; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -53,6 +58,18 @@ def validate(
         print_json({"run": str(folder)} | found.as_dict())
     else:
         print_validation(found, folder)
+
+
+def _show(folder: "RunFolder", listen: "Listener") -> None:
+    """Writes the report anew, with what was found; an address has the one of the search."""
+    from search.report import images_of, write_report
+
+    if folder.named(folder.report) != str(folder.report):
+        return
+    try:
+        write_report(folder, images_of(folder)[0])
+    except OSError as error:
+        listen.note(f"{folder.report} was not written: {error.strerror}")
 
 
 @app.command()

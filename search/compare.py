@@ -1,13 +1,14 @@
 """Runs side by side: what each found, and policies that several trained to full length."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from scipy import stats
 
-from search.config import SearchConfig, flat
+from search.config import flat
 from search.results import FINISHED, FullLength, mean_and_std
 from search.run_folder import RunFolder
 from search.standing import Standing, standing
@@ -34,7 +35,7 @@ class Comparison:
 
     runs: tuple[Standing, ...]
     verdicts: tuple[dict[str, Any] | None, ...]  # of each run
-    settings: dict[str, list[Any]]  # by key, of each run, where they differ
+    settings: dict[str, list[Any]]  # by key, hashes and versions too, where they differ
     students: dict[str, list[list[FullLength]]]  # by policy, of each run
     pairs: dict[tuple[int, int], list[Paired]]  # by the positions of two runs
 
@@ -67,17 +68,19 @@ def compare(folders: Sequence[RunFolder]) -> Comparison:
     for students in by_run:
         names |= {identity: policy for identity, (policy, _) in students.items()}
     shared = [i for i in names if sum(i in students for students in by_run) > 1]
+    known = Counter(str(names[i]) for i in shared)
+    said = {i: f"{names[i]} ({i})" if known[str(names[i])] > 1 else str(names[i]) for i in shared}
     return Comparison(
         runs,
         tuple(folder.read_verdict() for folder in folders),
-        _different([run.config for run in runs]),
-        {str(names[i]): [students.get(i, (None, []))[1] for students in by_run] for i in shared},
+        _different(runs),
+        {said[i]: [students.get(i, (None, []))[1] for students in by_run] for i in shared},
         {
             (a, b): [
                 paired
                 for i in shared
                 if i in by_run[a] and i in by_run[b]
-                if (paired := pair(str(names[i]), by_run[a][i][1], by_run[b][i][1])) is not None
+                if (paired := pair(said[i], by_run[a][i][1], by_run[b][i][1])) is not None
             ]
             for a, b in combinations(range(len(runs)), 2)
         },
@@ -109,11 +112,19 @@ def _students(run: Standing) -> dict[str, tuple[Policy, list[FullLength]]]:
     return found
 
 
-def _different(configs: Sequence[SearchConfig]) -> dict[str, list[Any]]:
-    values = [flat(config) for config in configs]
+def _different(runs: Sequence[Standing]) -> dict[str, list[Any]]:
+    """By the key in their configs, and of what made them: equal configs may mean other images."""
+    values = [flat(run.config) | _made_by(run.folder.read_marker()) for run in runs]
     keys = dict.fromkeys(key for of_run in values for key in of_run)
     found = {key: [of_run.get(key) for of_run in values] for key in keys}
     return {key: of_runs for key, of_runs in found.items() if any(v != of_runs[0] for v in of_runs)}
+
+
+def _made_by(marker: Mapping[str, Any]) -> dict[str, Any]:
+    hashes = {name: marker.get(name) for name in ("data_hash", "teacher_hash")}
+    versions = marker.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    return hashes | {f"versions.{name}": version for name, version in versions.items()}
 
 
 def _summary(students: Sequence[FullLength]) -> dict[str, Any] | None:

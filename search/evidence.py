@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -29,7 +30,7 @@ from spaces.schemes import SCHEMES
 from trainers.student import OBJECTIVES
 
 MOST_PAIRS = 100  # whose bootstrap fits into some hundred MiB
-PROBE_ACCURACY = "validation accuracy of the probe"
+PROBE_ACCURACY = "probe validation accuracy"
 FINAL = {
     "validation_accuracy": "final validation accuracy",
     "test_accuracy": "final test accuracy",
@@ -65,15 +66,16 @@ def rows_of(now: Standing) -> list[Row]:
             policies[student.policy.identity] = student.policy
     runs = {identity: tuple(found) for identity, found in full.items()}
     rows = with_full_length(ranked(probes, now.config.search.directions), runs)
-    controls = runs.keys() - {row.policy.identity for row in rows}
+    probed = {row.policy.identity for row in rows}
     return rows + [
         Row(f"control_{policies[i]}", CONTROL, policies[i], full_length=runs[i])
-        for i in sorted(controls)
+        for i in runs  # as they were promoted
+        if i not in probed
     ]
 
 
-def history(now: Standing) -> Plot:
-    """The search, probe by probe."""
+def history(now: Standing) -> Plot | None:
+    """The search, probe by probe. None before the first has ended."""
     search = now.config.search
     better = min if search.mode == "min" else max
     best, records = math.nan, list[dict[str, Any]]()
@@ -92,6 +94,8 @@ def history(now: Standing) -> Plot:
                     "best": best,
                 }
             )
+    if not records:
+        return None
     return figures.history(pd.DataFrame(records), search.objective, search.mode)
 
 
@@ -108,6 +112,8 @@ def agreements(now: Standing, rows: Sequence[Row]) -> tuple[list[Plot], list[Agr
             if predictor == objective and len(points) > 1:
                 mode = now.config.search.mode
                 says = f"{len(points)} policies. {said(agreement)}"
+                if agreement.policies < len(points):
+                    says += f" It is that of {agreement.policies} of them, from first to last."
                 plots.append(figures.agreement(points, predictor, outcome, mode, says))
     return plots, [agreement for agreement in found if agreement.policies > 1]
 
@@ -131,7 +137,8 @@ def _points(rows: Sequence[Row], predictor: str, outcome: str) -> pd.DataFrame:
 def _agreement(predictor: str, outcome: str, points: pd.DataFrame) -> Agreement:
     if len(points) < FEWEST:
         return Agreement(predictor, outcome, len(points))
-    some = points.iloc[:: -(-len(points) // MOST_PAIRS)]
+    shown = min(len(points), MOST_PAIRS)
+    some = points.iloc[np.linspace(0, len(points) - 1, shown).round().astype(int)]
     sign = -1 if OBJECTIVES[predictor] == "min" else 1
     x, y = sign * some.objective.to_numpy(), some.accuracy.to_numpy()
     chance = float(stats.kendalltau(x, y).pvalue)

@@ -123,17 +123,22 @@ def history(probes: pd.DataFrame, objective: str, mode: str) -> Plot:
             if len(part := _thin(of)):
                 axes.scatter(part.probe, part.value, s=16, c=face, edgecolors=FIRST, lw=0.8,
                              alpha=0.75, label=label)  # fmt: skip
-        axes.step(probes.probe, probes.best, where="post", color=SECOND, lw=1.8,
-                  label="best so far")  # fmt: skip
+        if len(best):
+            axes.step(probes.probe, probes.best, where="post", color=SECOND, lw=1.8,
+                      label="best so far")  # fmt: skip
+        else:  # nothing has a height then
+            axes.set(ylim=(0, 1), yticks=[])
         if len(failed):
             floor = axes.get_ylim()[0]
             axes.scatter(failed.probe, [floor] * len(failed), marker="x", s=18, c=QUIET,
                          lw=1, label="failed", clip_on=False)  # fmt: skip
         axes.set(xlabel="probe, in the order in which they ended", ylabel=_better(objective, mode))
+        axes.set_xlim(0, len(probes) + 1)
+        axes.locator_params(axis="x", integer=True)
         _legend_above(axes)
 
     best = probes.best.dropna()
-    said = f"{len(probes)} probes"
+    said = f"{len(probes)} probe{'s' * (len(probes) > 1)}"
     if len(best):
         last = probes.probe[probes.best == best.iloc[-1]].iloc[0]
         said += f"; the best {objective} is {best.iloc[-1]:.4g}, found by probe {last}"
@@ -152,6 +157,7 @@ def agreement(points: pd.DataFrame, objective: str, outcome: str, mode: str, say
         axes.scatter(shown.objective, shown.accuracy, s=20, c=FIRST, alpha=0.75, lw=0)
         axes.yaxis.set_major_formatter(_percent)
         axes.set(xlabel=_better(objective, mode), ylabel=outcome)
+        axes.locator_params(axis="x", nbins=5)
 
     name = f"{objective}-{outcome}".replace(" ", "_").replace("-", "_")
     return Plot(name, f"{objective} against {outcome}", says, points, draw)

@@ -61,8 +61,12 @@ class Run:
         return load_policy(self.folder.best_policy)
 
     def plot_history(self) -> "Figure":
-        """The objective of every probe, and the best so far."""
-        return evidence.history(self.standing).figure()
+        """The objective of every probe, and the best so far; raises UserError before the first
+        probe has ended."""
+        plot = evidence.history(self.standing)
+        if plot is None:
+            raise UserError(f"{self.folder}: no probe has ended yet")
+        return plot.figure()
 
     def plot_agreement(self) -> "list[Figure]":
         """The objective of probes against accuracies, as far as there are policies with both."""

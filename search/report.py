@@ -10,7 +10,8 @@ import hashlib
 import io
 import shlex
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,8 +22,9 @@ from PIL import Image
 
 from search import evidence
 from search import report_tables as tables
-from search.config import load_config
+from search.config import SearchConfig, load_config
 from search.figures import Plot
+from search.ledger import Trial
 from search.progress import duration
 from search.results import FAILED, FINISHED, STOPPED
 from search.run_folder import RunFolder, write_text
@@ -66,17 +68,19 @@ def images_of(folder: RunFolder) -> tuple[Labelled | None, str]:
 
 def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
     rows = evidence.rows_of(now)
-    searched = [evidence.history(now)] if rows else []
-    searched += evidence.fronts(now, rows)
-    searched += [curves] if (curves := evidence.curves(now)) else []
+    searched = [
+        plot
+        for plot in (evidence.history(now), *evidence.fronts(now, rows), evidence.curves(now))
+        if plot is not None
+    ]
     believed, found = evidence.agreements(now, rows)
     matters = evidence.matters(now)
     failures = tables.failures(now)
     style, script = _part("report.css"), _part("report.js")
-    verdict, quantization = _verdict(now), now.config.student.quantization
+    verdict = _verdict(now)
     best = _best(now, has_verdict=verdict is not None)
     content: dict[str, Any] = {
-        "title": f"{now.config.teacher.network} on {now.config.data.name}, {quantization}",
+        "title": _title(now.config),
         "state": _state(now),
         "verdict": verdict,
         "no_verdict": _no_verdict(now),
@@ -86,6 +90,7 @@ def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
         "searched": list(map(_embedded, searched)),
         "agreements": list(map(_embedded, believed)),
         "correlations": list(map(tables.correlation, found)),
+        "validation": tables.validation(now.folder),
         "matters": list(map(_embedded, matters)),
         "too_few": evidence.too_few(now),
         "failures": failures,
@@ -121,7 +126,10 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         "best": ("Best policy", content["best"]),
         "ranking": ("Ranking", True),
         "search": ("Search", content["searched"]),
-        "predictors": ("Predictors", content["correlations"] or content["agreements"]),
+        "predictors": (
+            "Predictors",
+            content["correlations"] or content["agreements"] or content["validation"],
+        ),
         "matters": ("What mattered", content["matters"]),
         "failures": ("Failures", content["failures"]),
         "repeat": ("To repeat it", True),
@@ -129,25 +137,58 @@ def _sections(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, label) for name, (label, there) in names.items() if there]
 
 
+def _title(config: SearchConfig) -> str:
+    student = (
+        config.teacher.network if config.student.network is None else config.student.network.name
+    )
+    return f"{student} on {config.data.name}, {config.student.quantization}"
+
+
 def _state(now: Standing) -> dict[str, Any]:
-    worked = duration(now.ledger.seconds_worked())
-    probes, students = now.ledger.of("probe"), evidence.promoted(now)
-    counts = [(n, sum(t.status == n for t in probes)) for n in (FINISHED, STOPPED, FAILED)]
-    parts = ", ".join(f"{count} {name}" for name, count in counts if count) or "none has ended"
-    has = f"{len(probes)} probes ({parts})"
-    if students:
-        has += f", {len(students)} students of full length"
+    has = _counted("probe", now.ledger.of("probe"), now)
+    if students := evidence.promoted(now):
+        has += f", {_counted('full-length student', students, now)}"
     if now.done:
-        return {"kind": "finished", "word": "finished", "done": True, "says": f"{has}; {worked}."}
+        says = f"{has}; {duration(now.ledger.seconds_worked())}."
+        return {"kind": "finished", "word": "finished", "done": True, "says": says}
     ended = sum(trial.status is not None for trial in now.trials)
     stage = f"the {now.stage} stage has {ended} of {now.total} trials"
-    left = now.seconds_left
+    if not now.total:
+        stage = "no stage has begun"
+    elif ended > now.total:  # a validation with fewer seeds than promotion had
+        stage = f"the {now.stage} stage goes on"
     if now.working:
+        left = now.seconds_left
         left_says = "" if left is None else f", about {duration(left)} to go"
         says = f"{has}; {stage}{left_says}. So at {_now()}; load the page again for news."
         return {"kind": "running", "word": "running", "done": False, "says": says}
-    says = f"{has}; {stage}. Nothing works on it here; augury resume goes on with it."
+    says = f"{has}; {stage}. Nothing works on it here; {_goes_on(now)}."
     return {"kind": "stopped", "word": "not finished", "done": False, "says": says}
+
+
+def _counted(what: str, trials: Sequence[Trial], now: Standing) -> str:
+    """`3 probes (2 finished, 1 running)`."""
+    states = Counter(
+        trial.status or ("running" if now.working else "broken off") for trial in trials
+    )
+    names = (FINISHED, STOPPED, FAILED, "running", "broken off")
+    parts = ", ".join(f"{states[name]} {name}" for name in names if states[name])
+    return f"{len(trials)} {what}{'s' * (len(trials) != 1)}" + (f" ({parts})" if parts else "")
+
+
+def _goes_on(now: Standing) -> str:
+    """What would go on with a run that nobody works on."""
+    if now.stage == "validation":
+        return "augury validate goes on with it"
+    if _hopeless(now):
+        return "to go on would not help, see the failures"
+    return "augury resume goes on with it"
+
+
+def _hopeless(now: Standing) -> bool:
+    """Whether every probe has failed, none of them by no fault of its own."""
+    probes = now.ledger.of("probe")
+    return bool(probes) and all(trial.status == FAILED and not trial.lost for trial in probes)
 
 
 def _now() -> str:
@@ -156,9 +197,16 @@ def _now() -> str:
 
 def _verdict(now: Standing) -> dict[str, Any] | None:
     found = now.folder.read_verdict()
-    if found is None:
-        return None
-    leads = {difference["control"]: difference for difference in found["differences"]}
+    try:
+        return None if found is None else _told(found)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        where = now.folder.named(now.folder.verdict)
+        raise UserError(f"{where}: is not a verdict that can be read") from None
+
+
+def _told(found: Mapping[str, Any]) -> dict[str, Any]:
+    # By the role, too: a policy of the user's may be called as a control is.
+    leads = {(lead["control"], lead["role"]): lead for lead in found["differences"]}
     return {
         "sentence": found["sentence"],
         "confidence": f"{100 * next(iter(leads.values()))['confidence']:g} %" if leads else "",
@@ -170,12 +218,13 @@ def _verdict(now: Standing) -> dict[str, Any] | None:
                 "seeds": len(candidate["seeds"]),
                 "validation": _spread(candidate["validation_accuracy"]),
                 "test": _spread(candidate["test_accuracy"]),
-                "validation_lead": _lead(leads.get(candidate["policy"]), "validation"),
-                "test_lead": _lead(leads.get(candidate["policy"]), "test"),
+                "validation_lead": _lead(lead, "validation"),
+                "test_lead": _lead(lead, "test"),
             }
             for candidate in sorted(
                 found["candidates"], key=lambda c: -c["validation_accuracy"]["mean"]
             )
+            for lead in (leads.get((candidate["policy"], candidate["role"])),)
         ],
     }
 
@@ -197,6 +246,8 @@ def _lead(difference: Mapping[str, Any] | None, figure: str) -> str:
 def _no_verdict(now: Standing) -> str:
     objective, best = now.config.search.objective, now.best
     if best is None:
+        if _hopeless(now):
+            return "There is no verdict: every probe failed."
         return "There is no verdict yet, and no probe has ended with a value."
     value = f"{best.figures[objective]:.4g}"
     return (
@@ -254,6 +305,8 @@ def _embedded(plot: Plot) -> dict[str, Any]:
 def _repeat(now: Standing) -> dict[str, Any]:
     marker, config, where = now.folder.read_marker(), now.config, str(now.folder)
     first, seeds = config.search.seed + 1, config.promotion.seeds
+    trials = now.ledger.trials.values()
+    devices = sorted({str(t.places["device"]) for t in trials if "device" in t.places})
     facts = {
         "run": where,
         "made": marker.get("created"),
@@ -262,11 +315,12 @@ def _repeat(now: Standing) -> dict[str, Any]:
         "config hash": marker.get("config_hash"),
         "data hash": marker.get("data_hash"),
         "teacher hash": marker.get("teacher_hash"),
+        "devices": ", ".join(devices) or None,
         **{f"version of {name}": found for name, found in marker.get("versions", {}).items()},
     }
-    text, run, again = config.to_yaml(), shlex.quote(where), shlex.quote(f"{where}-again")
+    text, again = config.to_yaml(), shlex.quote(f"runs/{now.folder.name}-again")
     return {
-        "commands": f"augury search {run}/config.yaml --run {again}\naugury report {run}",
+        "command": f"augury search config.yaml --run {again}",
         "facts": [(name, value) for name, value in facts.items() if value is not None],
         "config": text,
         "config_url": tables.data_url("application/yaml", text.encode()),

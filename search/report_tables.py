@@ -1,23 +1,28 @@
 """The tables of the report: rows and cells as its template wants them."""
 
 import base64
+import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search import evidence
 from search.correlations import FEWEST
 from search.evidence import Agreement
 from search.failures import in_common
-from search.results import FAILED, STOPPED, Row, mean_and_std
+from search.predictors import OUTCOMES
+from search.results import CONTROL, FAILED, STOPPED, Row, mean_and_std
+from search.run_folder import RunFolder
 from search.standing import Standing
 from search.verdict import percent
 from spaces import Policy
+from spaces.errors import UserError
 
 ROWS_SHOWN = 1000  # of the ranking: a page of 10,000 is no page
 REASONS_SHOWN = 30
+PREDICTIONS_SHOWN = 15
 
 
 def ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def ranking(now: Standing, rows: Sequence[Row], best: Policy | None) -> dict[str
 def _reason(row: Row) -> str:
     if row.status == STOPPED:
         return f"stopped by the scheduler after epoch {row.figures['epoch']:g}"
-    return row.failure or ""
+    return "trained to compare with, never probed" if row.status == CONTROL else row.failure or ""
 
 
 def _cells(rank: int, row: Row, objectives: Sequence[str]) -> list[dict[str, Any]]:
@@ -109,6 +114,40 @@ def correlation(agreement: Agreement) -> dict[str, Any]:
         "policies": agreement.policies,
         "chance": f"{agreement.chance:.2g}" if math.isfinite(agreement.chance) else "",
         **said,
+    }
+
+
+def validation(folder: RunFolder) -> dict[str, Any] | None:
+    """What `augury validate` found, as far as it was there: the foremost predictors. Raises
+    UserError for a file that tells nothing."""
+    try:
+        found = json.loads(folder.validation.read_text(encoding="utf-8"))
+        predictions = found["predictions"]
+        return {
+            "sentence": str(found["recommendation"]["sentence"]),
+            "policies": len(found["policies"]),
+            "rows": [_predicted(prediction) for prediction in predictions[:PREDICTIONS_SHOWN]],
+            "left_out": max(len(predictions) - PREDICTIONS_SHOWN, 0),
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        where = folder.named(folder.validation)
+        raise UserError(f"{where}: is not a validation that can be read") from None
+
+
+def _predicted(prediction: Mapping[str, Any]) -> dict[str, Any]:
+    def said(outcome: str) -> str:
+        value, (low, high) = (
+            prediction[outcome]["spearman"],
+            prediction[outcome]["spearman_interval"],
+        )
+        return "no variation" if value is None else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    return {
+        "figure": prediction["figure"],
+        "epochs": prediction["probe_epochs"],
+        "cells": [said(outcome) for outcome in OUTCOMES],
     }
 
 

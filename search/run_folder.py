@@ -228,7 +228,7 @@ class RunFolder:
             return None
         except (OSError, ValueError):
             found = None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not isinstance(found.get("sentence"), str):
             raise UserError(f"{self.named(self.verdict)}: is not a verdict that can be read")
         return found
 

@@ -55,7 +55,7 @@
   };
 
   const form = document.getElementById("filter");
-  form.hidden = false;
+  form.hidden = document.getElementById("sorts").hidden = false;
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", filter);
   filter();

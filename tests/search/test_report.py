@@ -4,19 +4,23 @@ test_search.py has that of a real run, test_report_page.py shows one in a browse
 """
 
 import base64
+import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 
 import pandas as pd
 import pytest
 
-from search import evidence
-from search.config import SearchConfig
+from search import evidence, load_run
+from search.config import SearchConfig, load_config
 from search.importance import effects, shares
+from search.ledger import Trial, opened
+from search.predictors import OUTCOMES
 from search.report import images_of, write_report
 from search.run_folder import RunFolder
 from search.standing import standing
-from spaces import UserError
+from spaces import UserError, scheme
 from spaces.policy import policy_from_json
 
 FIVE_MB = 5_000_000
@@ -106,6 +110,44 @@ def test_nothing_to_show_is_a_page_too(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create(SearchConfig().to_yaml(), {})
     assert "no probe has ended" in write_report(folder).read_text()
-    folder.verdict.write_text("{")
-    with pytest.raises(UserError, match="not a verdict"):
-        write_report(folder)
+    with pytest.raises(UserError, match="no probe has ended"):
+        load_run(folder.path).plot_history()
+    for broken in ("{", "{}", '{"sentence": "It is."}'):
+        folder.verdict.write_text(broken)
+        with pytest.raises(UserError, match="not a verdict"):
+            write_report(folder)
+
+
+def test_a_run_of_failures_says_that_going_on_would_not_help(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(load_config(overrides=["student.network=vgg8"]).to_yaml(), {})
+    with opened(folder.ledger) as ledger:
+        ledger.sitting({"augury": "1"})
+        ledger.begin_stage("probe", 20)
+        ledger.ended(ledger.began(Trial("00000", "probe", scheme("none"), 0)), "failed", "broken")
+        ledger.began(Trial("00001", "probe", scheme("cutmix"), 0))
+    assert "2 probes (1 failed, 1 broken off)" in write_report(folder).read_text()
+    with opened(folder.ledger) as ledger:
+        ledger.ended(ledger.trials["00001"], "failed", "broken")
+    page = write_report(folder).read_text()
+    assert "<h1>vgg8 on digits" in page
+    assert "every probe failed" in page and "to go on would not help" in page
+
+
+def test_what_a_validation_found_is_on_the_page(told_run, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(told_run.path, run.path)
+    outcome = {"spearman": 0.5, "spearman_interval": [-0.125, 1.0]}
+    found = {
+        "recommendation": {"sentence": "Trust <b>nothing</b>."},
+        "predictions": [{"figure": "kd_gap", "probe_epochs": 2, **dict.fromkeys(OUTCOMES, outcome)}]
+        * 17,
+        "policies": [{}] * 7,
+    }
+    run.validation.write_text(json.dumps(found))
+    page = write_report(run, to=tmp_path / "page.html").read_text()
+    assert "Trust &lt;b&gt;nothing&lt;/b&gt;." in page and "of 7 policies" in page
+    assert page.count("+0.50 [-0.12, +1.00]") == 3 * 15 and "2 more are in" in page
+    run.validation.write_text("[]")
+    with pytest.raises(UserError, match="not a validation"):
+        write_report(run, to=tmp_path / "page.html")

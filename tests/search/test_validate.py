@@ -132,7 +132,10 @@ def test_runs_are_compared_over_the_seeds_that_both_have(folder, tmp_path):
         if line["event"] == "ended" and line["trial"].startswith(f"{none}-1-"):
             line["test_accuracy"] += 0.25
     other.ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    marker = json.loads(other.marker.read_text())
+    other.marker.write_text(json.dumps(marker | {"data_hash": "of other images"}))
     found = compare([folder, other])
+    assert found.settings.pop("data_hash") == [marker["data_hash"], "of other images"]
     assert found.settings == {"search.trials": [3, 4]}
     pairs = {pair.policy: pair for pair in found.pairs[0, 1]}
     assert pairs["none"].seeds == (1,) and pairs["none"].interval is None  # one seed has none
