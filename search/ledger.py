@@ -119,7 +119,9 @@ class Ledger:
         self._code_version = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
         self.stage: tuple[Stage, int] = ("probe", 0)  # the latest one, and how many trials it takes
-        self.concluded = False  # with a verdict on all that is in here
+        self.concluded = False  # with a verdict on all that is in here, but for a validation
+        self.validating = False  # whether the latest sitting is there for that alone
+        self._had_verdict = False  # before the latest sitting
         self.history: list[tuple[Literal["began", "ended"], Trial]] = []
         *lines, torn = file.read().split(b"\n")  # the last by a kill: it was never relied on
         for number, line in enumerate(lines, start=1):
@@ -245,14 +247,17 @@ class Ledger:
         if isinstance(line, SittingLine):
             self._sittings.append((line.at, line.at))
             self._code_version = line.versions.get("augury", "")
-            self.concluded = False
+            self._had_verdict, self.concluded, self.validating = self.concluded, False, False
             return
         if self._sittings:
             self._sittings[-1] = (self._sittings[-1][0], line.at)
-        self.concluded = isinstance(line, ConcludedLine)
         match line:
+            case ConcludedLine():
+                self.concluded = True
             case StageLine():
                 self.stage = line.stage, line.trials
+                if line.stage == "validation":  # which adds to a search and takes nothing back
+                    self.concluded, self.validating = self._had_verdict, True
             case BeganLine():
                 self._begin(line)
             case EpochLine():
@@ -312,7 +317,7 @@ def opened(path: Path, publish: Callable[[bytes], None] | None = None) -> Iterat
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     with opening as file:
         if not _locked(file, fcntl.LOCK_EX, tries=5):
-            raise UserError(f"{path.parent}: another process is searching in this folder")
+            raise _taken(path)
         file.seek(0)
         yield Ledger(file, path, publish)
 
@@ -335,6 +340,17 @@ def worked_on(path: Path) -> bool:
             return not _locked(file, fcntl.LOCK_SH)
     except OSError:
         return False
+
+
+def require_free(path: Path) -> None:
+    """Raises UserError where a process has the ledger at `path` open, before anything that takes
+    time. Who goes on is not sure of it until the ledger is `opened`."""
+    if worked_on(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"{path.parent}: another process is searching in this folder")
 
 
 def _locked(file: IO[bytes], kind: int, tries: int = 1) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from search.config import SearchConfig, load_config
 from search.failures import kind
-from search.ledger import Ledger, Stage, Trial, read
+from search.ledger import Ledger, Trial, read
+from search.ledger_lines import Stage
 from search.results import FAILED, FINISHED, ranked
 from search.run_folder import RunFolder
 
@@ -41,8 +42,8 @@ class Standing:
 
     @property
     def done(self) -> bool:
-        """Whether there is a verdict on all of it."""
-        return self.ledger.concluded
+        """Whether there is a verdict on all of it, and nobody validates it now."""
+        return self.ledger.concluded and not (self.working and self.ledger.validating)
 
     @property
     def over(self) -> bool:

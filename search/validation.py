@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 
 from search.config import SearchConfig
-from search.ledger import Ledger, Stage, Trial
+from search.ledger import Ledger, Trial
+from search.ledger_lines import Stage
 from search.loggers import Callback
 from search.predictors import (
     OUTCOMES,
