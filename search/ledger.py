@@ -51,7 +51,7 @@ class Trial:
     proposals: int = 1  # how many the sampler made for this trial; all but the last were known
     attempts: int = 0  # how often it was begun
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
-    seconds: float = 0.0  # of all epochs
+    seconds_by_gpus: dict[float | None, float] = field(default_factory=dict)  # of all epochs
     places: dict[str, Any] = field(default_factory=dict)  # by PLACES, of the last epoch
     code_version: str = ""  # of the code that began it last
     status: str | None = None
@@ -59,6 +59,17 @@ class Trial:
     test_accuracy: float = math.nan
     began_at: float = math.nan  # the last time, in seconds since 1970
     ended_at: float = math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs."""
+        return sum(self.seconds_by_gpus.values())
+
+    def gpu_seconds(self, otherwise: float) -> float:
+        """Seconds times GPUs; `otherwise` is taken for epochs of earlier versions, whose ledgers
+        do not say how many GPUs a trial had."""
+        by_gpus = self.seconds_by_gpus.items()
+        return sum((otherwise if gpus is None else gpus) * s for gpus, s in by_gpus)
 
     @property
     def lost(self) -> bool:
@@ -119,6 +130,8 @@ class Ledger:
         self._code_version = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
         self.stage: tuple[Stage, int] = ("probe", 0)  # the latest one, and how many trials it takes
+        self.epochs: int | None = None  # of its trials, where the ledger says so
+        self._gpus: float | None = None  # of each of them
         self.concluded = False  # with a verdict on all that is in here, but for a validation
         self.validating = False  # whether the latest sitting is there for that alone
         self._had_verdict = False  # before the latest sitting
@@ -136,9 +149,12 @@ class Ledger:
         """Notes that a process begins to work on the run, with these versions of packages."""
         self._add(SittingLine(versions=dict(versions), at=_now()))
 
-    def begin_stage(self, stage: Stage, trials: int) -> None:
-        """Notes that a stage begins which takes this many trials, those that ended included."""
-        self._add(StageLine(stage=stage, trials=trials, at=_now()))
+    def begin_stage(
+        self, stage: Stage, trials: int, *, epochs: int | None = None, gpus: float | None = None
+    ) -> None:
+        """Notes that a stage begins which takes this many trials, those that ended included, each
+        of so many `epochs` and with so many `gpus`."""
+        self._add(StageLine(stage=stage, trials=trials, epochs=epochs, gpus=gpus, at=_now()))
 
     def conclude(self) -> None:
         """Notes that there is a verdict on all that is in here."""
@@ -157,6 +173,10 @@ class Ledger:
     def of(self, stage: Stage) -> list[Trial]:
         """The trials of one stage, in the order in which they began."""
         return [trial for trial in self.trials.values() if trial.stage == stage]
+
+    def validated(self, epochs: int) -> list[Trial]:
+        """The probes of validations that are so long, in the order in which they began."""
+        return [trial for trial in self.of("validation") if trial.id.endswith(f"-probe-{epochs}")]
 
     def students(self, kind: str) -> list[Trial]:
         """The promoted students of one `PromotionConfig.kind`, in the order in which they began."""
@@ -256,6 +276,7 @@ class Ledger:
                 self.concluded = True
             case StageLine():
                 self.stage = line.stage, line.trials
+                self.epochs, self._gpus = line.epochs, line.gpus
                 if line.stage == "validation":  # which adds to a search and takes nothing back
                     self.concluded, self.validating = self._had_verdict, True
             case BeganLine():
@@ -263,7 +284,8 @@ class Ledger:
             case EpochLine():
                 trial = self.trials[line.trial]
                 trial.epochs[int(line.figures["epoch"])] = line.figures
-                trial.seconds += line.seconds
+                before = trial.seconds_by_gpus.get(self._gpus, 0.0)
+                trial.seconds_by_gpus[self._gpus] = before + line.seconds
                 trial.places = {name: getattr(line, name) for name in PLACES}
             case EndedLine():
                 self._end(self.trials[line.trial], line)

@@ -41,11 +41,14 @@ class SittingLine(Frozen):
 
 
 class StageLine(Frozen):
-    """A stage begins, which takes so many trials, those that ended included."""
+    """A stage begins, which takes so many trials, those that ended included, of so many epochs;
+    every one has a share of a GPU, or several."""
 
     event: Literal["stage"] = "stage"
     stage: Stage
     trials: Count
+    epochs: Count | None = None
+    gpus: Annotated[float, Field(ge=0, lt=1e6)] | None = None
     at: Moment
 
 

@@ -55,6 +55,8 @@ class Standing:
         """Those of the stage that have begun, in that order."""
         if self.stage == "promotion":  # students of another length may be there, too
             return self.ledger.students(self.config.promotion.kind)
+        if self.stage == "validation" and self.ledger.epochs is not None:
+            return self.ledger.validated(self.ledger.epochs)
         return self.ledger.of(self.stage)
 
     @property
@@ -82,6 +84,8 @@ class Standing:
     @property
     def epochs(self) -> int:
         """That a trial of the stage has."""
+        if self.ledger.epochs is not None:
+            return self.ledger.epochs
         search, promotion = self.config.search, self.config.promotion
         return search.probe_epochs if self.stage == "probe" else promotion.epochs
 

@@ -40,6 +40,19 @@ def test_it_tells_again_what_it_was_told(tmp_path):
     assert trial.row().policy == scheme("cutmix")
 
 
+def test_every_epoch_counts_with_the_gpus_that_it_had(tmp_path):
+    places = {"seconds": 8.0, "node": "here", "device": "cuda", "batch_size": 8}
+    with opened(tmp_path / "trials.jsonl") as ledger:
+        trial = ledger.began(Trial("00000", "probe", scheme("none"), 0))
+        for epoch, gpus in enumerate((None, 0.5, 0.25), start=1):
+            ledger.begin_stage("probe", 1, epochs=3, gpus=gpus)
+            ledger.epoch(trial, {"epoch": epoch}, **places)
+    with opened(tmp_path / "trials.jsonl") as ledger:
+        (found,) = ledger.of("probe")
+    assert found.seconds == 24
+    assert found.gpu_seconds(otherwise=1.0) == 8 * (1 + 0.5 + 0.25)
+
+
 def test_what_was_lost_can_begin_again_and_what_failed_by_itself_cannot(tmp_path):
     path = tmp_path / "trials.jsonl"
     reasons = ["the worker was lost 4 times", "OutOfMemoryError: no room", "DivergedError: it was"]

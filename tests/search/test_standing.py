@@ -100,6 +100,16 @@ def test_a_validation_that_is_killed_leaves_a_concluded_run_at_its_end(folder):
     assert not standing(folder).done
 
 
+def test_probes_of_a_validation_are_as_long_as_it_says(folder):
+    with opened(folder.ledger) as ledger:
+        ledger.sitting({"augury": "1"})
+        for epochs in (1, 2):
+            ledger.begin_stage("validation", 3, epochs=epochs)
+            ledger.began(Trial(f"a-0-probe-{epochs}", "validation", scheme("none"), 0))
+    now = standing(folder)
+    assert (now.total, now.epochs, [t.id for t in now.trials]) == (3, 2, ["a-0-probe-2"])
+
+
 def test_a_folder_that_is_taken_is_refused_before_it_is_held(folder):
     with opened(folder.ledger), pytest.raises(UserError, match="another process"):
         folder.held(print)
