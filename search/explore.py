@@ -66,7 +66,7 @@ def spent(config: SearchConfig, ledger: Ledger) -> str | None:
         return f"all {search.trials} trials were begun"
     if budget.hours is not None and ledger.seconds() > 3600 * budget.hours:
         return f"search.budget.hours: {budget.hours:g} hours are over"
-    if budget.gpu_hours is not None and gpus * sum(t.seconds for t in probes) > (
+    if budget.gpu_hours is not None and sum(t.gpu_seconds(gpus) for t in probes) > (
         3600 * budget.gpu_hours
     ):
         return f"search.budget.gpu_hours: {budget.gpu_hours:g} GPU hours are used"

@@ -1,14 +1,13 @@
 """What happened in a run, line by line: the one truth from which it is resumed.
 
-Every line of `trials.jsonl` is a JSON object that was synced to disk before the search went on. In
-each `sitting` of a process at the run, a `stage` came after another, trials `began` (again, after a
-loss), told an `epoch` at a time what they had, and `ended`, until the run was `concluded`. Ray
-Tune's own state is never read: what is not in here has not happened.
+Every line of `trials.jsonl`, whose format is in search/ledger_lines.py, was synced to disk before
+the search went on. In each `sitting` of a process at the run, a `stage` came after another, trials
+`began` (again, after a loss), told an `epoch` at a time what they had, and `ended`, until the run
+was `concluded`. Ray Tune's own state is never read: what is not in here has not happened.
 """
 
 import fcntl
 import io
-import json
 import math
 import os
 import time
@@ -18,14 +17,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from search.ledger_lines import (
+    BeganLine,
+    ConcludedLine,
+    EndedLine,
+    EpochLine,
+    Line,
+    SittingLine,
+    Stage,
+    StageLine,
+    parsed,
+    written,
+)
 from search.results import FAILED, FINISHED, STOPPED, FullLength, Row
 from spaces.errors import UserError
-from spaces.policy import Policy, policy_from_json
+from spaces.policy import Policy
 from trainers.student import FIGURES
 
 LOST = "the worker was lost"  # how the failure of a trial begins that befell it from outside
 PLACES = ("node", "device", "batch_size")
-Stage = Literal["probe", "promotion", "validation"]
 
 
 @dataclass
@@ -41,7 +51,7 @@ class Trial:
     proposals: int = 1  # how many the sampler made for this trial; all but the last were known
     attempts: int = 0  # how often it was begun
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
-    seconds: float = 0.0  # of all epochs
+    seconds_by_gpus: dict[float | None, float] = field(default_factory=dict)  # of all epochs
     places: dict[str, Any] = field(default_factory=dict)  # by PLACES, of the last epoch
     code_version: str = ""  # of the code that began it last
     status: str | None = None
@@ -49,6 +59,17 @@ class Trial:
     test_accuracy: float = math.nan
     began_at: float = math.nan  # the last time, in seconds since 1970
     ended_at: float = math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Of all epochs."""
+        return sum(self.seconds_by_gpus.values())
+
+    def gpu_seconds(self, otherwise: float) -> float:
+        """Seconds times GPUs; `otherwise` is taken for epochs of earlier versions, whose ledgers
+        do not say how many GPUs a trial had."""
+        by_gpus = self.seconds_by_gpus.items()
+        return sum((otherwise if gpus is None else gpus) * s for gpus, s in by_gpus)
 
     @property
     def lost(self) -> bool:
@@ -109,31 +130,35 @@ class Ledger:
         self._code_version = ""
         self._sittings: list[tuple[float, float]] = []  # seconds since 1970: first and last line
         self.stage: tuple[Stage, int] = ("probe", 0)  # the latest one, and how many trials it takes
-        self.concluded = False  # with a verdict on all that is in here
+        self.epochs: int | None = None  # of its trials, where the ledger says so
+        self._gpus: float | None = None  # of each of them
+        self.concluded = False  # with a verdict on all that is in here, but for a validation
+        self.validating = False  # whether the latest sitting is there for that alone
+        self._had_verdict = False  # before the latest sitting
         self.history: list[tuple[Literal["began", "ended"], Trial]] = []
-        end = 0
-        for number, line in enumerate(file.read().splitlines(keepends=True), start=1):
-            if not line.endswith(b"\n"):
-                break  # torn by a kill: it was never relied on
+        *lines, torn = file.read().split(b"\n")  # the last by a kill: it was never relied on
+        for number, line in enumerate(lines, start=1):
             try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError, UserError):
+                self._take(parsed(line))
+            except (ValueError, KeyError):
                 raise UserError(f"{path}: line {number} is not a line of a ledger") from None
-            end += len(line)
-        file.seek(end)
+        file.seek(-len(torn), os.SEEK_END)
         file.truncate()
 
     def sitting(self, versions: Mapping[str, str]) -> None:
         """Notes that a process begins to work on the run, with these versions of packages."""
-        self._add(event="sitting", versions=dict(versions))
+        self._add(SittingLine(versions=dict(versions), at=_now()))
 
-    def begin_stage(self, stage: Stage, trials: int) -> None:
-        """Notes that a stage begins which takes this many trials, those that ended included."""
-        self._add(event="stage", stage=stage, trials=trials)
+    def begin_stage(
+        self, stage: Stage, trials: int, *, epochs: int | None = None, gpus: float | None = None
+    ) -> None:
+        """Notes that a stage begins which takes this many trials, those that ended included, each
+        of so many `epochs` and with so many `gpus`."""
+        self._add(StageLine(stage=stage, trials=trials, epochs=epochs, gpus=gpus, at=_now()))
 
     def conclude(self) -> None:
         """Notes that there is a verdict on all that is in here."""
-        self._add(event="concluded")
+        self._add(ConcludedLine(at=_now()))
 
     def seconds(self) -> float:
         """How long the run has been worked on: up to the last line of former sittings, and up to
@@ -149,6 +174,10 @@ class Ledger:
         """The trials of one stage, in the order in which they began."""
         return [trial for trial in self.trials.values() if trial.stage == stage]
 
+    def validated(self, epochs: int) -> list[Trial]:
+        """The probes of validations that are so long, in the order in which they began."""
+        return [trial for trial in self.of("validation") if trial.id.endswith(f"-probe-{epochs}")]
+
     def students(self, kind: str) -> list[Trial]:
         """The promoted students of one `PromotionConfig.kind`, in the order in which they began."""
         return [trial for trial in self.of("promotion") if trial.id.endswith(f"-{kind}")]
@@ -156,13 +185,15 @@ class Ledger:
     def began(self, trial: Trial) -> Trial:
         """Notes that `trial` begins, or begins again; returns the one that the ledger keeps."""
         self._add(
-            event="began",
-            trial=trial.id,
-            stage=trial.stage,
-            policy=trial.policy.model_dump(mode="json"),
-            seed=trial.seed,
-            params=dict(trial.params),
-            proposals=trial.proposals,
+            BeganLine(
+                trial=trial.id,
+                stage=trial.stage,
+                policy=trial.policy,
+                seed=trial.seed,
+                params=dict(trial.params),
+                proposals=trial.proposals,
+                at=_now(),
+            )
         )
         return self.trials[trial.id]
 
@@ -173,87 +204,125 @@ class Ledger:
             if trial.lost:
                 self._reopen(trial)
 
-    def epoch(self, trial: Trial, figures: Mapping[str, float], **told: Any) -> None:
-        """Notes the figures of an epoch, which are numbers and have `epoch`; `told` are `seconds`,
-        `node`, `device` and `batch_size`. What was told before is not told again."""
+    def epoch(
+        self,
+        trial: Trial,
+        figures: Mapping[str, float],
+        *,
+        seconds: float,
+        node: str,
+        device: str,
+        batch_size: int,
+    ) -> None:
+        """Notes the figures of an epoch, which are numbers and have `epoch`. What was told before
+        is not told again."""
         if trial.epochs.get(int(figures["epoch"])) != figures:
-            self._add(event="epoch", trial=trial.id, figures=dict(figures), **told)
+            self._add(
+                EpochLine(
+                    trial=trial.id,
+                    figures=dict(figures),
+                    seconds=seconds,
+                    node=node,
+                    device=device,
+                    batch_size=batch_size,
+                    at=_now(),
+                )
+            )
 
-    def ended(self, trial: Trial, status: str, failure: str | None = None, **told: Any) -> None:
-        """Notes that `trial` is over; of `told`, `test_accuracy` is known."""
-        known = {name: value for name, value in told.items() if value is not None}
-        self._add(event="ended", trial=trial.id, status=status, failure=failure, **known)
+    def ended(
+        self,
+        trial: Trial,
+        status: str,
+        failure: str | None = None,
+        *,
+        test_accuracy: float | None = None,
+    ) -> None:
+        """Notes that `trial` is over."""
+        self._add(
+            EndedLine(
+                trial=trial.id,
+                status=status,
+                failure=failure,
+                test_accuracy=test_accuracy,
+                at=_now(),
+            )
+        )
 
-    def _add(self, **record: Any) -> None:
-        record["at"] = round(time.time(), 3)
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    def _add(self, line: Line) -> None:
+        left = whole = written(line)
         end = self._file.seek(0, os.SEEK_END)  # not tell(), which is beyond it after a torn write
         try:
-            left = line
             while left:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
             if self._publish is not None:
-                self._publish(line)
+                self._publish(whole)
         except OSError:
             self._file.truncate(end)  # half a line would spoil the next one
             raise
-        self._take(record)
+        self._take(line)
 
-    def _take(self, record: dict[str, Any]) -> None:
-        event = record["event"]
-        if event == "sitting":
-            self._sittings.append((record["at"], record["at"]))
-            self._code_version = record["versions"]["augury"]
-            self.concluded = False
+    def _take(self, line: Line) -> None:
+        """Raises KeyError for a trial that never began, ValueError for one that ended before."""
+        if isinstance(line, SittingLine):
+            self._sittings.append((line.at, line.at))
+            self._code_version = line.versions.get("augury", "")
+            self._had_verdict, self.concluded, self.validating = self.concluded, False, False
             return
         if self._sittings:
-            self._sittings[-1] = (self._sittings[-1][0], record["at"])
-        self.concluded = event == "concluded"
-        if self.concluded:
-            return
-        if event == "stage":
-            self.stage = record["stage"], record["trials"]
-            return
-        if event == "began":
-            self._begin(record)
-            return
-        trial = self.trials[record["trial"]]
-        if event == "epoch":
-            figures = record["figures"]
-            trial.epochs[int(figures["epoch"])] = figures
-            trial.seconds += record["seconds"]
-            trial.places = {name: record[name] for name in PLACES}
-        elif event == "ended":
-            trial.status, trial.failure = record["status"], record["failure"]
-            trial.test_accuracy = record.get("test_accuracy", math.nan)
-            trial.ended_at = record["at"]
-            self.history.append(("ended", trial))
-        else:
-            raise ValueError(event)
+            self._sittings[-1] = (self._sittings[-1][0], line.at)
+        match line:
+            case ConcludedLine():
+                self.concluded = True
+            case StageLine():
+                self.stage = line.stage, line.trials
+                self.epochs, self._gpus = line.epochs, line.gpus
+                if line.stage == "validation":  # which adds to a search and takes nothing back
+                    self.concluded, self.validating = self._had_verdict, True
+            case BeganLine():
+                self._begin(line)
+            case EpochLine():
+                trial = self.trials[line.trial]
+                trial.epochs[int(line.figures["epoch"])] = line.figures
+                before = trial.seconds_by_gpus.get(self._gpus, 0.0)
+                trial.seconds_by_gpus[self._gpus] = before + line.seconds
+                trial.places = {name: getattr(line, name) for name in PLACES}
+            case EndedLine():
+                self._end(self.trials[line.trial], line)
 
-    def _begin(self, record: dict[str, Any]) -> None:
-        trial = self.trials.get(record["trial"])
+    def _begin(self, line: BeganLine) -> None:
+        trial = self.trials.get(line.trial)
         if trial is None:
             trial = Trial(
-                id=record["trial"],
-                stage=record["stage"],
-                policy=policy_from_json(json.dumps(record["policy"])),
-                seed=record["seed"],
-                params=record["params"],
-                proposals=record["proposals"],
+                id=line.trial,
+                stage=line.stage,
+                policy=line.policy,
+                seed=line.seed,
+                params=line.params,
+                proposals=line.proposals,
             )
             self.trials[trial.id] = trial
             self.history.append(("began", trial))
         elif trial.status is not None:
             self._reopen(trial)
         trial.attempts += 1
-        trial.began_at = record["at"]
+        trial.began_at = line.at
         trial.code_version = self._code_version
+
+    def _end(self, trial: Trial, line: EndedLine) -> None:
+        if trial.status is not None:
+            raise ValueError(f"{trial.id} ended before")
+        trial.status, trial.failure, trial.ended_at = line.status, line.failure, line.at
+        trial.test_accuracy = math.nan if line.test_accuracy is None else line.test_accuracy
+        self.history.append(("ended", trial))
 
     def _reopen(self, trial: Trial) -> None:
         self.history.remove(("ended", trial))  # the sampler is to hear of the end to come alone
         trial.status = trial.failure = None
+
+
+def _now() -> float:
+    return round(time.time(), 3)
 
 
 @contextmanager
@@ -270,7 +339,7 @@ def opened(path: Path, publish: Callable[[bytes], None] | None = None) -> Iterat
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     with opening as file:
         if not _locked(file, fcntl.LOCK_EX, tries=5):
-            raise UserError(f"{path.parent}: another process is searching in this folder")
+            raise _taken(path)
         file.seek(0)
         yield Ledger(file, path, publish)
 
@@ -293,6 +362,17 @@ def worked_on(path: Path) -> bool:
             return not _locked(file, fcntl.LOCK_SH)
     except OSError:
         return False
+
+
+def require_free(path: Path) -> None:
+    """Raises UserError where a process has the ledger at `path` open, before anything that takes
+    time. Who goes on is not sure of it until the ledger is `opened`."""
+    if worked_on(path):
+        raise _taken(path)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"{path.parent}: another process is searching in this folder")
 
 
 def _locked(file: IO[bytes], kind: int, tries: int = 1) -> bool:

@@ -148,7 +148,6 @@ def validate_run(
         config = _changed(_as_it_began(folder), "promotion", seeds=seeds)
         with _at_work(config, folder, listen) as work:
             policies = policies_of(work.ledger, named, work.plain_space, config, random)
-            concluded = work.ledger.concluded
             work.ledger.sitting(work.made_by["versions"])
             validator = Validator(
                 work.config,
@@ -158,11 +157,7 @@ def validate_run(
                 listen=listen,
                 loggers=work.loggers,
             )
-            try:
-                found = validator.validate(policies)
-            finally:  # the search is no less at its end than before
-                if concluded:
-                    work.ledger.conclude()
+            found = validator.validate(policies)
             found.write(folder)
             recommendations.keep(found.recommendation, work.made_by, config)
             return found

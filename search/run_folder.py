@@ -137,6 +137,9 @@ class RunFolder:
     def held(self, note: Callable[[str], None]) -> AbstractContextManager[object]:
         """While this process works on the run, which is all here then. Raises UserError where it
         cannot be had; `note` is told where that takes time."""
+        from search.ledger import require_free
+
+        require_free(self.ledger)
         return nullcontext()
 
     def is_worked_on(self) -> bool:

@@ -73,7 +73,12 @@ class Stages:
         lost."""
         search = self._config.search
         self._ledger.reopen(self._ledger.of("probe"))
-        self._ledger.begin_stage("probe", search.trials)
+        self._ledger.begin_stage(
+            "probe",
+            search.trials,
+            epochs=search.probe_epochs,
+            gpus=self._config.cluster.resources.get("GPU"),
+        )
         self._stage("probes", search.trials, search.objective, search.mode, self._probed())
         unfinished = len(self._probed()) < len(self._ledger.of("probe"))
         try:
@@ -105,7 +110,7 @@ class Stages:
         known = self._ledger.trials
         self._ledger.reopen(known[name] for name in students if name in known)
         done = [t for t in self._ledger.of("promotion") if t.status and t.id in students]
-        self._ledger.begin_stage("promotion", len(students))
+        self._ledger.begin_stage("promotion", len(students), epochs=self._config.promotion.epochs)
         self._stage("promotion", len(students), "validation_accuracy", "max", done)
         promoted = promote(
             self._config,

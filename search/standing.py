@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from search.config import SearchConfig, load_config
 from search.failures import kind
-from search.ledger import Ledger, Stage, Trial, read
+from search.ledger import Ledger, Trial, read
+from search.ledger_lines import Stage
 from search.results import FAILED, FINISHED, ranked
 from search.run_folder import RunFolder
 
@@ -41,8 +42,8 @@ class Standing:
 
     @property
     def done(self) -> bool:
-        """Whether there is a verdict on all of it."""
-        return self.ledger.concluded
+        """Whether there is a verdict on all of it, and nobody validates it now."""
+        return self.ledger.concluded and not (self.working and self.ledger.validating)
 
     @property
     def over(self) -> bool:
@@ -54,6 +55,8 @@ class Standing:
         """Those of the stage that have begun, in that order."""
         if self.stage == "promotion":  # students of another length may be there, too
             return self.ledger.students(self.config.promotion.kind)
+        if self.stage == "validation" and self.ledger.epochs is not None:
+            return self.ledger.validated(self.ledger.epochs)
         return self.ledger.of(self.stage)
 
     @property
@@ -81,6 +84,8 @@ class Standing:
     @property
     def epochs(self) -> int:
         """That a trial of the stage has."""
+        if self.ledger.epochs is not None:
+            return self.ledger.epochs
         search, promotion = self.config.search, self.config.promotion
         return search.probe_epochs if self.stage == "probe" else promotion.epochs
 

@@ -11,7 +11,8 @@ from ray import tune
 from ray.util.metrics import Counter, Gauge
 
 from search.failures import kind
-from search.ledger import Ledger, Stage, Trial
+from search.ledger import Ledger, Trial
+from search.ledger_lines import Stage
 from search.results import FAILED, FINISHED, STOPPED
 from search.standing import RUNNING
 from trainers.student import OBJECTIVES

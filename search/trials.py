@@ -66,7 +66,7 @@ class Sitting:
         }
         if "epoch" in figures:
             told = {
-                "seconds": result["time_this_iter_s"],
+                "seconds": max(result["time_this_iter_s"], 0.0),  # of a clock that can be set
                 "node": result.get("node", result["hostname"]),
                 "device": result["device"],
                 "batch_size": result["batch_size"],

@@ -11,7 +11,8 @@ from typing import Any
 import optuna
 
 from search.config import SearchConfig
-from search.ledger import Ledger, Stage, Trial
+from search.ledger import Ledger, Trial
+from search.ledger_lines import Stage
 from search.loggers import Callback
 from search.predictors import (
     OUTCOMES,
@@ -158,7 +159,8 @@ class Validator:
             trial = self._of_search(policy, epochs) or self._own(policy, epochs)
             trials.append(known.get(trial.id, trial))
         left = [trial for trial in trials if trial.status is None]
-        self._begin("validation", f"probes of {epochs} epoch{'s' * (epochs > 1)}", trials)
+        text = f"probes of {epochs} epoch{'s' * (epochs > 1)}"
+        self._begin("validation", text, trials, epochs)
         if left:
             run_trials(
                 self._shared,
@@ -188,7 +190,8 @@ class Validator:
 
     def _trained(self, policies: Sequence[Policy]) -> Sequence[Candidate]:
         chosen: list[tuple[Policy, Role]] = [(policy, "candidate") for policy in policies]
-        self._begin("promotion", "full length", students_of(chosen, self._config))
+        students, epochs = students_of(chosen, self._config), self._config.promotion.epochs
+        self._begin("promotion", "full length", students, epochs)
         return promote(
             self._config,
             self._shared,
@@ -199,8 +202,9 @@ class Validator:
             loggers=self._loggers,
         ).candidates
 
-    def _begin(self, stage: Stage, text: str, trials: Sequence[Trial]) -> None:
-        self._ledger.begin_stage(stage, len(trials))
+    def _begin(self, stage: Stage, text: str, trials: Sequence[Trial], epochs: int) -> None:
+        own = [trial for trial in trials if trial.stage == stage]  # not those of the search
+        self._ledger.begin_stage(stage, len(own), epochs=epochs)
         self._listen.stage(text, len(trials), "validation_loss")
         for trial in trials:
             known = self._ledger.trials.get(trial.id)

@@ -1,12 +1,17 @@
 """The ledger: what is kept, what a kill may tear, what is refused."""
 
+import io
 import json
+import math
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from search.ledger import Trial, opened
+from search.ledger import Ledger, Trial, opened
 from search.results import FAILED, FINISHED
 from spaces import UserError, scheme
 
@@ -33,6 +38,19 @@ def test_it_tells_again_what_it_was_told(tmp_path):
     assert trial.values("score") == {1: 0.1 + 1 / 3, 2: 0.1 + 2 / 3}
     assert (trial.attempts, trial.proposals, trial.seconds) == (1, 2, 3.0)
     assert trial.row().policy == scheme("cutmix")
+
+
+def test_every_epoch_counts_with_the_gpus_that_it_had(tmp_path):
+    places = {"seconds": 8.0, "node": "here", "device": "cuda", "batch_size": 8}
+    with opened(tmp_path / "trials.jsonl") as ledger:
+        trial = ledger.began(Trial("00000", "probe", scheme("none"), 0))
+        for epoch, gpus in enumerate((None, 0.5, 0.25), start=1):
+            ledger.begin_stage("probe", 1, epochs=3, gpus=gpus)
+            ledger.epoch(trial, {"epoch": epoch}, **places)
+    with opened(tmp_path / "trials.jsonl") as ledger:
+        (found,) = ledger.of("probe")
+    assert found.seconds == 24
+    assert found.gpu_seconds(otherwise=1.0) == 8 * (1 + 0.5 + 0.25)
 
 
 def test_what_was_lost_can_begin_again_and_what_failed_by_itself_cannot(tmp_path):
@@ -102,6 +120,73 @@ def test_a_broken_line_that_is_not_the_last_is_refused(tmp_path, line):
     path.write_text(f"{line}\n{path.read_text()}")
     with pytest.raises(UserError, match="line 1 is not a line of a ledger"), opened(path):
         pass
+
+
+BROKEN = [
+    ("epoch", "score", "Infinity"),
+    ("epoch", "score", "NaN"),
+    ("epoch", "score", "1e999"),
+    ("epoch", "score", "1" + "0" * 400),
+    ("epoch", "score", '"0.5"'),
+    ("epoch", "epoch", "0"),
+    ("epoch", "epoch", "1.5"),
+    ("epoch", "figures", "[]"),
+    ("epoch", "seconds", "-1"),
+    ("epoch", "at", '"x"'),
+    ("began", "policy", "[" * 100_000),
+    ("began", "proposals", "true"),
+    ("began", "trial", '"../00000"'),
+    ("began", "trial", '"first"'),
+    ("ended", "status", '"done"'),
+    ("ended", "event", '"over"'),
+    ("ended", "test_accuracy", "NaN"),
+]
+
+
+@pytest.mark.parametrize(("event", "key", "value"), BROKEN)
+def test_a_value_that_cannot_be_is_refused(tmp_path, event, key, value):
+    path = tmp_path / "trials.jsonl"
+    written(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    number = next(n for n, line in enumerate(lines) if line["event"] == event)
+    line = lines[number]
+    where = line["figures"] if key in line.get("figures", {}) else line
+    where[key] = "HERE"
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_text(text.replace('"HERE"', value))
+    expected = f"trials.jsonl: line {number + 1} is not a line of a ledger"
+    with pytest.raises(UserError, match=expected), opened(path):
+        pass
+
+
+ODD = (None, True, 0, -1, 2**70, 1.5, -0.5, math.inf, math.nan, "", "x", "finished", [], [1], {})
+values = st.sampled_from([*ODD, {"a": []}, [{}], {"epoch": math.inf}, {"epoch": True}])
+
+
+@given(data=st.data())
+def test_whatever_is_broken_there_is_a_ledger_or_a_sentence(data, lines_of_a_run):
+    lines = [json.loads(line) for line in lines_of_a_run]
+    places = [(line, key) for line in lines for key in line]
+    places += [(line["figures"], key) for line in lines for key in line.get("figures", {})]
+    holder, key = data.draw(st.sampled_from(places))
+    if data.draw(st.booleans()):
+        holder[key] = data.draw(values)
+    else:
+        del holder[key]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    with suppress(UserError):
+        found = Ledger(io.BytesIO(content), Path("trials.jsonl"))
+        assert all(trial.row().seconds >= 0 for trial in found.trials.values() if trial.status)
+
+
+@pytest.fixture(scope="module")
+def lines_of_a_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "trials.jsonl"
+    with opened(path) as ledger:
+        ledger.sitting({"augury": "1"})
+        ledger.begin_stage("probe", 1)
+    written(path)
+    return path.read_bytes().splitlines()
 
 
 def test_a_ledger_that_cannot_be_opened_is_the_users_to_mend(tmp_path):

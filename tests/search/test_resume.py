@@ -286,8 +286,14 @@ def test_a_run_that_was_moved_goes_on_without_its_teacher_but_not_without_its_le
     assert rows(folder) == rows(whole.folder)
     assert folder.teacher.exists()
     config = folder.config.read_text()
-    with opened(folder.ledger), pytest.raises(UserError, match="another process"):
-        resume_search(folder, Silence(), trials=50)
+
+    class Told(Silence):
+        def stage(self, text: str, *_: Any) -> None:
+            raise AssertionError(f"{text} came before it was said that the folder is taken")
+
+    for command in (resume_search, promote_again):
+        with opened(folder.ledger), pytest.raises(UserError, match="another process"):
+            command(folder, Told())
     assert folder.config.read_text() == config
     folder.config.write_text(config.replace("gpu_hours: null", "gpu_hours: 1"))
     with pytest.raises(UserError, match=r"search\.budget\.gpu_hours: probes use no GPU"):

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from search.config import load_config
-from search.ledger import opened, read, worked_on
+from search.ledger import Trial, opened, read, worked_on
 from search.run_folder import RunFolder
 from search.standing import standing
 from spaces import UserError, scheme
@@ -78,6 +78,42 @@ def test_whoever_works_on_a_run_is_seen_and_not_disturbed(folder):
         ledger.sitting({"augury": "1"})  # it is gone on with
         assert not standing(folder).done
     assert not worked_on(folder.ledger)
+
+
+def test_a_validation_that_is_killed_leaves_a_concluded_run_at_its_end(folder):
+    for concluded in (False, True):
+        with opened(folder.ledger) as ledger:
+            ledger.sitting({"augury": "1"})
+            ledger.begin_stage("promotion", 1)
+            if concluded:
+                ledger.conclude()
+        with opened(folder.ledger) as ledger:
+            ledger.sitting({"augury": "1"})
+            ledger.begin_stage("validation", 1)
+            ledger.began(Trial("a-0-probe-1", "validation", scheme("none"), 0))
+            ledger.begin_stage("promotion", 1)
+            assert not standing(folder).done  # whoever watches goes on watching
+        assert standing(folder).done == concluded
+    with opened(folder.ledger) as ledger:
+        ledger.sitting({"augury": "1"})
+        ledger.begin_stage("probe", 9)
+    assert not standing(folder).done
+
+
+def test_probes_of_a_validation_are_as_long_as_it_says(folder):
+    with opened(folder.ledger) as ledger:
+        ledger.sitting({"augury": "1"})
+        for epochs in (1, 2):
+            ledger.begin_stage("validation", 3, epochs=epochs)
+            ledger.began(Trial(f"a-0-probe-{epochs}", "validation", scheme("none"), 0))
+    now = standing(folder)
+    assert (now.total, now.epochs, [t.id for t in now.trials]) == (3, 2, ["a-0-probe-2"])
+
+
+def test_a_folder_that_is_taken_is_refused_before_it_is_held(folder):
+    with opened(folder.ledger), pytest.raises(UserError, match="another process"):
+        folder.held(print)
+    folder.held(print)
 
 
 def test_a_ledger_that_is_missing_is_a_sentence(folder):
