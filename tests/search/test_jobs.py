@@ -13,7 +13,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,9 @@ def test_a_certificate_that_is_not_trusted(laptop, https, augury, monkeypatch):
     assert code == 2
     assert "certificate is not trusted" in said
     assert "--ca" in said
+    without_scheme = address.removeprefix("https://")
+    code, _, said = augury("jobs", "--address", without_scheme)
+    assert (code, f"give its address as {address}" in said) == (2, True)
     assert augury("jobs", "--address", address, "--ca", str(authority))[0] == 0
     key = authority.parent / "key.pem"
     assert augury("jobs", "--address", address, "--ca", str(key))[0] == 2
@@ -269,9 +272,11 @@ def test_nobody_answers_and_somebody_who_is_silent(augury, monkeypatch):
     assert augury("jobs", "--address", f"127.0.0.1:{port}")[0] == 2
     monkeypatch.setattr(job_server, "SECONDS_TO_ANSWER", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        code, _, said = augury("jobs", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert code == 2
-    assert "no answer within 0.2 seconds" in said
+        named = f"127.0.0.1:{silent.getsockname()[1]}"
+        for address in (f"http://{named}", named):
+            code, _, said = augury("jobs", "--address", address)
+            assert code == 2
+            assert "no answer within 0.2 seconds" in said
     code, _, said = augury("jobs", "--address", f"http://user:{TOKEN}@127.0.0.1:{port}")
     assert code == 2
 
@@ -280,10 +285,11 @@ class Ailing(http.server.BaseHTTPRequestHandler):
     """A proxy behind which the dashboard answers to some paths, and nothing to others."""
 
     well: tuple[str, ...] = ()
+    ill = 502
 
     def do_GET(self) -> None:
         content = json.dumps({"version": "4", "ray_version": "2.60.0"}).encode()
-        self.send_response(200 if self.path in self.well else 502)
+        self.send_response(200 if self.path in self.well else self.ill)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -293,10 +299,11 @@ class Ailing(http.server.BaseHTTPRequestHandler):
     def log_message(self, *words: Any) -> None: ...
 
 
-@pytest.mark.parametrize("well", [(), ("/api/version",)])
+@pytest.mark.parametrize(("well", "ill"), [((), 502), (("/api/version",), 502), ((), 400)])
 @pytest.mark.parametrize("words", [("jobs",), ("submit",), ("watch", "job", "--once")])
-def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, monkeypatch):
+def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, ill, monkeypatch):
     monkeypatch.setattr(Ailing, "well", well)
+    monkeypatch.setattr(Ailing, "ill", ill)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ailing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
@@ -305,6 +312,58 @@ def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, monkeypa
     assert (code, out) == (1, "")
     assert said.startswith(f"augury: {address}: ")
     assert said.count("\n") == 1
+
+
+class Silent(http.server.BaseHTTPRequestHandler):
+    """A dashboard that takes whoever follows a log, and never says a word more; or does not."""
+
+    takes = True
+    readings = 0
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/logs/tail"):
+            if self.takes:
+                key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+                self.send_response(101)
+                self.send_header("Upgrade", "websocket")
+                self.send_header("Connection", "Upgrade")
+                accepted = base64.b64encode(sha1(key.encode()).digest()).decode()
+                self.send_header("Sec-WebSocket-Accept", accepted)
+                self.end_headers()
+                self.rfile.read()  # until it is given up
+            else:
+                self.send_error(403)
+            return
+        if self.path.endswith("/logs"):
+            type(self).readings += 1
+        ended = "RUNNING" if self.readings < 3 else "SUCCEEDED"
+        job = {"type": "SUBMISSION", "submission_id": "job", "status": ended, "entrypoint": "x"}
+        answers = {
+            "/api/version": {"version": "4", "ray_version": "2.60.0"},
+            "/api/jobs/job": job | {"metadata": {"augury": "search", "run": "/r"}},
+            "/api/jobs/job/logs": {"logs": "".join(f"line {n}\n" for n in range(self.readings))},
+        }
+        content = json.dumps(answers[self.path]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words: Any) -> None: ...
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_log_is_followed_where_no_connection_brings_it(augury, monkeypatch, takes):
+    monkeypatch.setattr(Silent, "takes", takes)
+    monkeypatch.setattr(Silent, "readings", 0)
+    monkeypatch.setattr(job_server, "SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN", 0.2)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        code, out, said = augury("logs", "job", "--follow", "--address", address)
+        server.shutdown()
+    assert (code, out.split("\n"), said) == (0, [*(f"line {n}" for n in range(4)), ""], "")
 
 
 @pytest.mark.parametrize(
