@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from ray_cluster import TOKEN, WITH_TOKEN, Head, free_ports, ray_head, until
 
-from search import job_package, job_server, jobs
+from search import job_server, jobs
 from search.code_version import code_version
 from search.config import load_config
 from search.job_driver import PACKED, TOLD, files_of
@@ -410,11 +410,15 @@ def test_weights_and_data_stay_where_they_are(tmp_path, monkeypatch):
     assert [path.name for path in (folder / "nets").iterdir()] == ["__init__.py"]
     assert load_config(folder / "config.yaml").cluster.address == "auto"
 
-    monkeypatch.setattr(job_package, "LIMIT_MIB", 0.1)
+    # A module with a link to itself, and with more than a disk has, is refused before it is copied.
+    (tmp_path / "nets" / "again").symlink_to(tmp_path / "nets", target_is_directory=True)
+    with (tmp_path / "nets" / "images.bin").open("wb") as large:
+        large.truncate(5 * 2**40)
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(UserError, match=r"would be uploaded, at most 0\.1"):
+    with pytest.raises(UserError, match=r"more than 16 MiB .*nets/images.bin with 5,242,880.0 MiB"):
         stage(config, folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_log_that_comes_in_pieces_and_again():
