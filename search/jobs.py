@@ -72,11 +72,23 @@ class Cluster:
         """
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = checked(name or f"{config.data.name}-{stamp}-{secrets.token_hex(2)}")
-        run = _of_the_cluster(run or f"~/augury-runs/{name}")
+        run = self._on_the_head(name) if run is None else _of_the_cluster(run)
         with tempfile.TemporaryDirectory(prefix="augury-") as folder:
             stage(config, Path(folder))
             self._start(name, ["search", CONFIG, run], Path(folder), kind="search", run=run)
         return self.job(name)
+
+    def _on_the_head(self, name: str) -> str:
+        """The folder of a run for which none is named; raises UserError where other nodes than the
+        head have to reach it, or will."""
+        nodes = self._client.nodes()
+        if several := _several(nodes):
+            raise UserError(
+                f"the cluster {several}, and without --run the run would lie on the disk of its "
+                "head alone: name a folder that all of its machines share, by --run /FOLDER, or "
+                "--run s3://BUCKET/NAME"
+            )
+        return f"~/augury-runs/{name}"
 
     def jobs(self) -> list[Job]:
         """Augury's searches, the latest first, without what their logs tell."""
@@ -224,6 +236,17 @@ def checked(name: str) -> str:
 
 def _status_of(details: JobDetails) -> str:
     return details.status.value.lower()
+
+
+def _several(nodes: list[dict[str, Any]]) -> str | None:
+    """How the cluster has more machines than one or may get them, None where it does not.
+
+    Ray's launcher and KubeRay name a group for each node that they start, `ray start` does not.
+    """
+    if len(nodes) > 1:
+        return f"has {len(nodes)} nodes"
+    grows = any("ray.io/node-group" in (node.get("labels") or {}) for node in nodes)
+    return "may grow by itself" if grows else None
 
 
 def _of_the_cluster(run: str) -> str:

@@ -47,7 +47,10 @@ TINY = [
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
-    with ray_head(folder, "--num-cpus=2", **WITH_TOKEN, RAY_JOB_STOP_WAIT_TIME_S="60") as found:
+    launched = {"RAY_NODE_TYPE_NAME": "head"}  # as by `ray up`, which would start workers, too
+    more = WITH_TOKEN | launched | {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    with ray_head(folder, "--num-cpus=2", **more) as found:
+        until(found.nodes)
         yield found
 
 
@@ -366,17 +369,24 @@ def test_a_log_is_followed_where_no_connection_brings_it(augury, monkeypatch, ta
     assert (code, out.split("\n"), said) == (0, [*(f"line {n}" for n in range(4)), ""], "")
 
 
+AT = ("--run", "/nowhere/run")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--name", "a b"], "a name begins with a letter or digit"),
         (["--name", "-x"], "a name begins with a letter or digit"),
+        ([], "the cluster may grow by itself, and without --run the run would lie on the disk of"),
         (["--run", "runs/mine"], "give the absolute path"),
         (["--run", "memory://run"], "not seen by other processes"),
         (["--run", "s3://key:word@bucket/run"], "keep credentials out of the address"),
-        (["--set", "teacher.weights=mine.pt"], "teacher.weights: mine.pt would be looked for"),
-        (["--set", "data={name: folder, path: images}"], "data.path: images would be looked for"),
-        (["--set", "search.warm_start=[nothing.json]"], "nothing.json"),
+        ([*AT, "--set", "teacher.weights=mine.pt"], "teacher.weights: mine.pt would be looked for"),
+        (
+            [*AT, "--set", "data={name: folder, path: images}"],
+            "data.path: images would be looked for",
+        ),
+        ([*AT, "--set", "search.warm_start=[nothing.json]"], "nothing.json"),
     ],
 )
 def test_what_cannot_be_a_job(laptop, augury, words, sentence):
