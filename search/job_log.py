@@ -59,10 +59,14 @@ class Reader:
             if not line.startswith((TOLD, PACKED)):
                 self._write(line)
 
+    def take_again(self, log: str) -> None:
+        """The whole log as it is by now."""
+        self.from_the_start()
+        self.take(log)
+
     def take_all(self, log: str) -> None:
         """The whole log, after which nothing comes."""
-        self.from_the_start()
-        self.take(log if log.endswith("\n") or not log else log + "\n")
+        self.take_again(log if log.endswith("\n") or not log else log + "\n")
 
 
 def packed(log: str, to: Path) -> list[Path]:

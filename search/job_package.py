@@ -2,6 +2,7 @@
 user's that the config names. Data and weights never: they are looked up on the cluster.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -43,26 +44,47 @@ def stage(config: "SearchConfig", folder: Path) -> None:
     """Fills `folder` with what a search of `config` needs on the cluster.
 
     Raises UserError where the config names data or weights by a path of this machine, where a file
-    cannot be read, and where all of it is too large.
+    cannot be read, and where all of it is too large, before anything is copied.
     """
     _require_paths_of_the_cluster(config)
-    stage_code(folder)
+    files = Files()
     try:
-        _ship_module(config.teacher.network, folder)
-        _ship_module(config.student.quantization.quantizer, folder)
-        if config.student.network is not None:
-            _ship_module(config.student.network.name, folder)
-        warm_start = tuple(
-            _ship_policy(name, folder, number)
-            for number, name in enumerate(config.search.warm_start)
-        )
+        for module in _modules(config):
+            _ship_module(module, files)
+        named = enumerate(config.search.warm_start)
+        warm_start = tuple(_ship_policy(name, files, number) for number, name in named)
+        for name, path in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / name)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be shipped: {error.strerror}") from None
+    stage_code(folder)
     search = config.search.model_copy(update={"warm_start": warm_start})
     cluster = config.cluster.model_copy(update={"address": "auto"})
     there = config.model_copy(update={"search": search, "cluster": cluster})
     write_text(folder / CONFIG, there.to_yaml())
-    _require_small(folder)
+
+
+class Files(dict[str, Path]):
+    """The user's own files that go along, by the names that they have there; raises UserError as
+    soon as they are too large, however many more there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total = 0
+        self._largest: tuple[int, Path] = (0, Path())
+
+    def __setitem__(self, name: str, path: Path) -> None:
+        size = path.stat().st_size
+        self._total += size
+        self._largest = max(self._largest, (size, path))
+        if self._total > LIMIT_MIB * 2**20:
+            size, path = self._largest
+            raise UserError(
+                f"more than {LIMIT_MIB} MiB would be uploaded, {path} with {size / 2**20:,.1f} MiB "
+                "among it: put what is large on the cluster's storage and name its path there"
+            )
+        super().__setitem__(name, path)
 
 
 def _require_paths_of_the_cluster(config: "SearchConfig") -> None:
@@ -83,20 +105,29 @@ def _paths(part: Any, above: str = "") -> Iterator[tuple[str, Path]]:
             yield from _paths(getattr(part, name), f"{above}.{name}" if above else name)
 
 
-def _ship_module(network: str, folder: Path) -> None:
-    """Takes the module of the user's own `MODULE:FACTORY` along where it lies in this folder; one
+def _modules(config: "SearchConfig") -> Iterator[str]:
+    yield config.teacher.network
+    yield config.student.quantization.quantizer
+    if config.student.network is not None:
+        yield config.student.network.name
+
+
+def _ship_module(named: str, files: Files) -> None:
+    """Takes the module of the user's own `MODULE:NAME` along where it lies in this folder; one
     that is installed has to be installed on the cluster, too."""
-    module, colon, _ = network.partition(":")
+    module, colon, _ = named.partition(":")
     first = module.partition(".")[0]
     if not colon or first in (*ROOMS, "torchvision", "timm") or not re.fullmatch(r"\w+", first):
         return
-    if Path(first).is_dir():
-        shutil.copytree(first, folder / first, ignore=EXCLUDED, dirs_exist_ok=True)
-    elif Path(f"{first}.py").is_file():
-        shutil.copy(f"{first}.py", folder)
+    for above, folders, names in os.walk(first):  # links to folders are left out
+        folders[:] = set(folders) - EXCLUDED(above, folders)
+        for name in set(names) - EXCLUDED(above, names):
+            files[f"{above}/{name}"] = Path(above, name)
+    if not Path(first).is_dir() and Path(f"{first}.py").is_file():
+        files[f"{first}.py"] = Path(f"{first}.py")
 
 
-def _ship_policy(name: str, folder: Path, number: int) -> str:
+def _ship_policy(name: str, files: Files, number: int) -> str:
     """Takes a policy file or an earlier run along; returns the name that it has there.
 
     Names of schemes, addresses and what only the cluster has stay as they are.
@@ -108,28 +139,13 @@ def _ship_policy(name: str, folder: Path, number: int) -> str:
         return name
     if path.is_absolute() and not path.exists():
         return name
-    there = Path(SHIPPED) / f"{number}-{path.name}"
+    there = f"{SHIPPED}/{number}-{path.name}"
     if path.is_dir():
         run = RunFolder.open(path)
-        (folder / there).mkdir(parents=True)
         for file in (run.marker, run.policies):  # all that a search begins with
-            shutil.copy(file, folder / there)
-        return str(there)
-    policy = policy_called(name)
-    if not path.is_file():
-        return name  # rand_augment(N,M)
-    (folder / there).parent.mkdir(exist_ok=True)
-    policy.save(folder / there)
-    return str(there)
-
-
-def _require_small(folder: Path) -> None:
-    sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    total = sum(sizes.values())
-    if total > LIMIT_MIB * 2**20:
-        largest = max(sizes, key=lambda path: sizes[path])
-        raise UserError(
-            f"{total / 2**20:,.1f} MiB would be uploaded, at most {LIMIT_MIB}: the largest file is "
-            f"{largest.relative_to(folder)} with {sizes[largest] / 2**20:,.1f} MiB; put it on the "
-            "cluster's storage and name its path there"
-        )
+            files[f"{there}/{file.name}"] = file
+        return there
+    if path.is_file():  # before it is read
+        files[there] = path
+    policy_called(name)
+    return there if path.is_file() else name  # rand_augment(N,M)

@@ -7,12 +7,14 @@ certificate of the user's choice, a token that nothing shows, and errors in a se
 import logging
 import os
 import re
+import socket
 import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import requests
 from ray.dashboard.utils import get_address_for_submission_client
 from ray.exceptions import AuthenticationError
@@ -23,6 +25,7 @@ from search.reachability import SECONDS_TO_ANSWER, unanswered
 from spaces.errors import UserError
 
 SECONDS_TO_WORK = 60  # for an answer that takes the head some work
+SECONDS_OF_SILENCE = 60  # of a log that is followed
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKENS = ("AUGURY_TOKEN", "RAY_AUTH_TOKEN")
 CERTIFICATES = ("AUGURY_CA", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -92,9 +95,38 @@ class JobServer(JobSubmissionClient):
             if "already exists" in answer.text:
                 raise UserError("a job of this name is there already: give another --name")
             raise ClusterError(f"{at}: {last}")
-        if answer.status_code > 404:  # 404 is an answer to Ray: no such package, no dashboard
+        if answer.status_code >= 400 and answer.status_code != 404:  # no package, no dashboard
             raise ClusterError(f"{at}: answers {answer.status_code} ({answer.reason})")
         return answer
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's living nodes, as Ray's state API tells them; none where nobody does."""
+        alive = "filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
+        with suppress(ClusterError, ValueError, KeyError, TypeError):  # the jobs may do without
+            answer = self._do_request("GET", f"/api/v0/nodes?{alive}").json()
+            return list(answer["data"]["result"]["result"])
+        return []
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """The log of a job in pieces, until it ends or a connection does.
+
+        Raises TimeoutError where nothing comes for `SECONDS_OF_SILENCE`: a connection can die
+        without a word, Ray answers no pings, and its own client would wait for ever.
+        """
+        limits = aiohttp.ClientWSTimeout(ws_receive=SECONDS_OF_SILENCE, ws_close=1)
+        async with (
+            aiohttp.ClientSession(
+                headers=self._headers, timeout=aiohttp.ClientTimeout(total=SECONDS_TO_WORK)
+            ) as session,
+            session.ws_connect(
+                f"{self._address}/api/jobs/{job_id}/logs/tail",
+                ssl=self._ssl_context or True,
+                timeout=limits,
+            ) as connection,
+        ):
+            async for message in connection:
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    yield message.data
 
 
 def _first_set(names: Sequence[str]) -> str | None:
@@ -110,8 +142,10 @@ def _located(address: str | None) -> str:
         return named.rstrip("/")
     if silence := unanswered(named.removeprefix("ray://")):
         raise UserError(f"no Ray cluster at {named!r}: {silence}")
-    if _is_dashboard(named):  # Ray would take it for the address of the cluster's state
-        return f"http://{named}"
+    if "://" not in named and ":" in named:
+        _require_no_tls(named)
+        if _is_dashboard(named):  # Ray would take it for the address of the cluster's state
+            return f"http://{named}"
     with _address_is(named):
         try:
             return str(get_address_for_submission_client(named))
@@ -121,14 +155,26 @@ def _located(address: str | None) -> str:
 
 
 def _is_dashboard(named: str) -> bool:
-    """Whether HOST:PORT speaks HTTP, as only the dashboard does, with a token or without one."""
-    if "://" in named or ":" not in named:
-        return False
+    """Whether HOST:PORT speaks HTTP, as only the dashboard does, with a token or without one;
+    raises UserError where it does not speak at all."""
     try:
         requests.get(f"http://{named}/api/version", timeout=SECONDS_TO_ANSWER)
+    except requests.exceptions.Timeout:
+        raise UserError(f"{named}: no answer within {SECONDS_TO_ANSWER} seconds") from None
     except requests.exceptions.RequestException:
         return False
     return True
+
+
+def _require_no_tls(named: str) -> None:
+    """Ray would knock for most of a minute at HOST:PORT of a dashboard behind TLS."""
+    host, _, port = named.rpartition(":")
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    with suppress(OSError):  # nothing is said yet, and no token is shown
+        knock = socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_ANSWER)
+        with knock, anybody.wrap_socket(knock):
+            raise UserError(f"{named} speaks TLS: give its address as https://{named}")
 
 
 @contextmanager

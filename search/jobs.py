@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 from ray.job_submission import JobDetails
 
 from search.errors import ClusterError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 ENDED = ("succeeded", "failed", "stopped")
+LOST = (RuntimeError, OSError, aiohttp.ClientError)  # a connection that brings a log
+SECONDS_BETWEEN = 2.0  # readings of a log that does not come by itself
 KIND = "augury"  # key of a job's metadata; `search` or `fetch`
 
 
@@ -69,11 +72,23 @@ class Cluster:
         """
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = checked(name or f"{config.data.name}-{stamp}-{secrets.token_hex(2)}")
-        run = _of_the_cluster(run or f"~/augury-runs/{name}")
+        run = self._on_the_head(name) if run is None else _of_the_cluster(run)
         with tempfile.TemporaryDirectory(prefix="augury-") as folder:
             stage(config, Path(folder))
             self._start(name, ["search", CONFIG, run], Path(folder), kind="search", run=run)
         return self.job(name)
+
+    def _on_the_head(self, name: str) -> str:
+        """The folder of a run for which none is named; raises UserError where other nodes than the
+        head have to reach it, or will."""
+        nodes = self._client.nodes()
+        if several := _several(nodes):
+            raise UserError(
+                f"the cluster {several}, and without --run the run would lie on the disk of its "
+                "head alone: name a folder that all of its machines share, by --run /FOLDER, or "
+                "--run s3://BUCKET/NAME"
+            )
+        return f"~/augury-runs/{name}"
 
     def jobs(self) -> list[Job]:
         """Augury's searches, the latest first, without what their logs tell."""
@@ -97,34 +112,34 @@ class Cluster:
         has ended. A connection that is lost is made again, for a minute."""
         self._details(name)  # one that is not there is not waited for
         reader = Reader(write)
-        deadline = time.monotonic() + SECONDS_TO_WORK
-        while (status := self._status(name, deadline)) not in ENDED:
-            before = reader.seen
-            with suppress(RuntimeError, OSError, asyncio.TimeoutError):  # aiohttp's are OSErrors
+        while self._status(name) not in ENDED:
+            seen, began = reader.seen, time.monotonic()
+            with suppress(*LOST):
                 asyncio.run(self._tail(name, reader))
-            if reader.seen > before or status == "pending":
-                deadline = time.monotonic() + SECONDS_TO_WORK
-            time.sleep(0.2)
+            if reader.seen == seen:  # nothing was said, or a proxy lets no such connection through
+                with suppress(UserError, ClusterError):
+                    reader.take_again(self.log(name))
+                time.sleep(max(SECONDS_BETWEEN - (time.monotonic() - began), 0.2))
         log = self.log(name)
         reader.take_all(log)
         return self._job(self._details(name), log)
 
     def stop(self, name: str) -> Job:
         """Asks the job to stop and waits until it has."""
-        job = self.job(name)
-        if job.ended:
-            raise UserError(f"the job {name} is over: it {_did(job.status)}")
+        status = _status_of(self._details(name))
+        if status in ENDED:
+            raise UserError(f"the job {name} is over: it {_did(status)}")
         self._client.stop_job(name)
-        while not (job := self.job(name)).ended:
+        while self._status(name) not in ENDED:
             time.sleep(0.5)
-        return job
+        return self.job(name)
 
     def fetch(self, name: str, to: Path, *, students: bool = False) -> list[Path]:
         """Brings the files of the job's run to the folder `to`; returns where they lie.
 
         Raises UserError where the run is not there yet, and where `to` holds something else.
         """
-        run = self.job(name).run
+        run = self._job(self._details(name), "").run
         errand = f"{name[:100]}-fetch-{secrets.token_hex(4)}"
         with tempfile.TemporaryDirectory(prefix="augury-") as folder:
             stage_code(Path(folder))
@@ -152,7 +167,7 @@ class Cluster:
 
     def _log_of_errand(self, errand: str) -> str:
         deadline = time.monotonic() + 5 * SECONDS_TO_WORK
-        while (details := self._client.get_job_info(errand)).status.value.lower() not in ENDED:
+        while _status_of(details := self._client.get_job_info(errand)) not in ENDED:
             if time.monotonic() > deadline:
                 self._client.stop_job(errand)
                 raise ClusterError(
@@ -173,11 +188,12 @@ class Cluster:
             raise UserError(f"the job {name} is not a search of Augury: see augury jobs")
         return details
 
-    def _status(self, name: str, deadline: float) -> str:
-        """Also over a connection that is lost until the `deadline`."""
+    def _status(self, name: str) -> str:
+        """Also over a connection that is lost for up to a minute."""
+        deadline = time.monotonic() + SECONDS_TO_WORK
         while True:
             try:
-                return self._details(name).status.value.lower()
+                return _status_of(self._details(name))
             except (UserError, ClusterError):
                 if time.monotonic() > deadline:
                     raise
@@ -185,14 +201,12 @@ class Cluster:
 
     async def _tail(self, name: str, reader: Reader) -> None:
         reader.from_the_start()
-        texts = self._client.tail_job_logs(name)
-        # A connection can die without a word: one that is silent for so long is made again.
-        while text := await asyncio.wait_for(anext(texts, ""), SECONDS_TO_WORK):
+        async for text in self._client.tail_job_logs(name):
             reader.take(text)
 
     def _job(self, details: JobDetails, log: str) -> Job:
         told, name = machine_lines(log), details.submission_id or ""
-        status = details.status.value.lower()
+        status = _status_of(details)
         said, code = told.get("said"), told.get("exit", details.driver_exit_code)
         if status == "failed" and "said" not in told:
             said = _last_words(details, log)
@@ -218,6 +232,21 @@ def checked(name: str) -> str:
             "after it, 128 at most"
         )
     return name
+
+
+def _status_of(details: JobDetails) -> str:
+    return details.status.value.lower()
+
+
+def _several(nodes: list[dict[str, Any]]) -> str | None:
+    """How the cluster has more machines than one or may get them, None where it does not.
+
+    Ray's launcher and KubeRay name a group for each node that they start, `ray start` does not.
+    """
+    if len(nodes) > 1:
+        return f"has {len(nodes)} nodes"
+    grows = any("ray.io/node-group" in (node.get("labels") or {}) for node in nodes)
+    return "may grow by itself" if grows else None
 
 
 def _of_the_cluster(run: str) -> str:

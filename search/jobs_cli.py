@@ -41,7 +41,8 @@ def submit(
         typer.Option(
             metavar="FOLDER",
             help="Absolute path on the cluster, which all nodes share where there are several, or "
-            "an address such as s3://BUCKET/NAME. Default: ~/augury-runs/ID on the head.",
+            "an address such as s3://BUCKET/NAME. Default: ~/augury-runs/ID on the head, for a "
+            "cluster that is one machine and stays one.",
         ),
     ] = None,
     name: Annotated[

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from search.claim import DEAD, SIGNS, Claim
+from search.claim import BEAT, DEAD, SIGNS, Claim
 from search.run_folder import RunFolder
 from search.storage import StorageError, Store
 from spaces.errors import UserError
@@ -47,6 +47,8 @@ class RemoteRun(RunFolder):
         weakref.finalize(self, shutil.rmtree, copy, ignore_errors=True)
         super().__init__(copy)
         self._claim: Claim | None = None
+        # Of others: the latest, when it was seen first, and whether it is one of a living process.
+        self._signs: dict[str, tuple[tuple[int | None, int], float, bool]] = {}
         self._sitting, self._lines = 0, 0
 
     def __str__(self) -> str:
@@ -84,15 +86,45 @@ class RemoteRun(RunFolder):
 
     @contextmanager
     def held(self, note: Callable[[str], None]) -> Iterator[None]:
-        with Claim(self.store).held(note) as self._claim:
+        with Claim(self.store).held(note) as claim:
+            self._claim = claim
             self.refresh()
             self._bring(lambda name: name == self._name(self.teacher))
-            yield
+            try:
+                yield
+            finally:
+                self._claim = None
 
     def is_worked_on(self) -> bool:
-        """By the signs of life at the address; a dead one counts for half a minute."""
-        signs = _said(lambda: self.store.listing(SIGNS)).values()
-        return any(s.mtime_ns is None or time.time() - s.mtime_ns / 1e9 < DEAD for s in signs)
+        """By the signs of life at the address; a dead one counts for half a minute.
+
+        The store's clock may not be ours: a sign lives if it changes, whatever its time says; only
+        one that was never seen before and seems to be of just now is believed.
+        """
+        if self._claim is not None:
+            return True
+        until = time.monotonic() + 2 * BEAT
+        while (alive := self._signs_live()) is None and time.monotonic() < until:
+            time.sleep(BEAT / 5)
+        return bool(alive)
+
+    def _signs_live(self) -> bool | None:
+        """None where signs have not been seen for long enough to be known as dead."""
+        now, doubtful = time.monotonic(), False
+        for name, info in _said(lambda: self.store.listing(SIGNS)).items():
+            sign = (info.mtime_ns, info.size)
+            age = None if info.mtime_ns is None else time.time() - info.mtime_ns / 1e9
+            before = self._signs.get(name)
+            if before is None:
+                recent = age is not None and 0 <= age < DEAD
+                self._signs[name] = before = (sign, now, recent)
+            elif before[0] != sign:
+                self._signs[name] = before = (sign, now, True)
+            _, seen, lives = before
+            if lives and now - seen < DEAD:
+                return True
+            doubtful |= not lives and now - seen < 2 * BEAT
+        return None if doubtful else False
 
     def refresh(self) -> None:
         self._bring(lambda name: name != self._name(self.teacher))

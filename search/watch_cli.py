@@ -1,5 +1,6 @@
 """`augury watch` and `augury optuna`: a run while it is searched."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,11 @@ app = typer.Typer()
 @app.command()
 def watch(
     run: Annotated[
-        str, typer.Argument(help="Folder or address of a run, or the id of a job on the cluster.")
+        str,
+        typer.Argument(
+            help="Folder or address of a run, or the id of a job: what --address or $RAY_ADDRESS "
+            "names is asked, and ./NAME is always a folder."
+        ),
     ],
     once: Annotated[bool, typer.Option("--once", help="Show how it is now, and end.")] = False,
     address: Address = None,
@@ -76,13 +81,30 @@ def optuna_study(
 
 
 def _look(run: str, address: str | None, ca: Path | None) -> "Callable[[], Told]":
-    """What tells how the run or job is, a job where a cluster is named; raises UserError where
-    there is none."""
+    """What tells how the run or job is; raises UserError where there is none, or where `run` may be
+    either."""
+    from search.job_server import ADDRESSES
     from search.run_folder import RunFolder
     from search.standing import look_at
+    from spaces.errors import UserError
 
-    if address or ("://" not in run and not Path(run).exists() and "/" not in run):
-        return _look_at_job(run, address, ca)
+    may_be_job = "/" not in run and run[:1].isalnum()
+    named = address or next(filter(None, map(os.environ.get, ADDRESSES)), None)
+    is_run = RunFolder(run).marker.is_file()
+    if may_be_job and named and not address and is_run:
+        raise UserError(
+            f"{run}: may be the run in this folder or a job of the cluster at {named}: watch "
+            f"./{run}, or give --address for the job"
+        )
+    if address or (may_be_job and (named or not Path(run).exists()) and not is_run):
+        try:
+            return _look_at_job(run, address, ca)
+        except UserError as error:
+            if named:
+                raise
+            raise UserError(
+                f"{run}: is no folder here, and there is no cluster to ask for a job: {error}"
+            ) from None
     look = look_at(RunFolder.open(run))
     return lambda: look().as_dict()
 

@@ -13,14 +13,14 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_cluster import TOKEN, WITH_TOKEN, Head, free_ports, ray_head, until
 
-from search import job_package, job_server, jobs
+from search import job_server, jobs
 from search.code_version import code_version
 from search.config import load_config
 from search.job_driver import PACKED, TOLD, files_of
@@ -47,7 +47,10 @@ TINY = [
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     folder = tmp_path_factory.mktemp("head")
-    with ray_head(folder, "--num-cpus=2", **WITH_TOKEN, RAY_JOB_STOP_WAIT_TIME_S="60") as found:
+    launched = {"RAY_NODE_TYPE_NAME": "head"}  # as by `ray up`, which would start workers, too
+    more = WITH_TOKEN | launched | {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    with ray_head(folder, "--num-cpus=2", **more) as found:
+        until(found.nodes)
         yield found
 
 
@@ -254,6 +257,9 @@ def test_a_certificate_that_is_not_trusted(laptop, https, augury, monkeypatch):
     assert code == 2
     assert "certificate is not trusted" in said
     assert "--ca" in said
+    without_scheme = address.removeprefix("https://")
+    code, _, said = augury("jobs", "--address", without_scheme)
+    assert (code, f"give its address as {address}" in said) == (2, True)
     assert augury("jobs", "--address", address, "--ca", str(authority))[0] == 0
     key = authority.parent / "key.pem"
     assert augury("jobs", "--address", address, "--ca", str(key))[0] == 2
@@ -269,9 +275,11 @@ def test_nobody_answers_and_somebody_who_is_silent(augury, monkeypatch):
     assert augury("jobs", "--address", f"127.0.0.1:{port}")[0] == 2
     monkeypatch.setattr(job_server, "SECONDS_TO_ANSWER", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        code, _, said = augury("jobs", "--address", f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert code == 2
-    assert "no answer within 0.2 seconds" in said
+        named = f"127.0.0.1:{silent.getsockname()[1]}"
+        for address in (f"http://{named}", named):
+            code, _, said = augury("jobs", "--address", address)
+            assert code == 2
+            assert "no answer within 0.2 seconds" in said
     code, _, said = augury("jobs", "--address", f"http://user:{TOKEN}@127.0.0.1:{port}")
     assert code == 2
 
@@ -280,10 +288,11 @@ class Ailing(http.server.BaseHTTPRequestHandler):
     """A proxy behind which the dashboard answers to some paths, and nothing to others."""
 
     well: tuple[str, ...] = ()
+    ill = 502
 
     def do_GET(self) -> None:
         content = json.dumps({"version": "4", "ray_version": "2.60.0"}).encode()
-        self.send_response(200 if self.path in self.well else 502)
+        self.send_response(200 if self.path in self.well else self.ill)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -293,10 +302,11 @@ class Ailing(http.server.BaseHTTPRequestHandler):
     def log_message(self, *words: Any) -> None: ...
 
 
-@pytest.mark.parametrize("well", [(), ("/api/version",)])
+@pytest.mark.parametrize(("well", "ill"), [((), 502), (("/api/version",), 502), ((), 400)])
 @pytest.mark.parametrize("words", [("jobs",), ("submit",), ("watch", "job", "--once")])
-def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, monkeypatch):
+def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, ill, monkeypatch):
     monkeypatch.setattr(Ailing, "well", well)
+    monkeypatch.setattr(Ailing, "ill", ill)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ailing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
@@ -307,17 +317,76 @@ def test_a_proxy_that_does_not_reach_the_dashboard(augury, words, well, monkeypa
     assert said.count("\n") == 1
 
 
+class Silent(http.server.BaseHTTPRequestHandler):
+    """A dashboard that takes whoever follows a log, and never says a word more; or does not."""
+
+    takes = True
+    readings = 0
+
+    def do_GET(self) -> None:
+        if self.path.endswith("/logs/tail"):
+            if self.takes:
+                key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+                self.send_response(101)
+                self.send_header("Upgrade", "websocket")
+                self.send_header("Connection", "Upgrade")
+                accepted = base64.b64encode(sha1(key.encode()).digest()).decode()
+                self.send_header("Sec-WebSocket-Accept", accepted)
+                self.end_headers()
+                self.rfile.read()  # until it is given up
+            else:
+                self.send_error(403)
+            return
+        if self.path.endswith("/logs"):
+            type(self).readings += 1
+        ended = "RUNNING" if self.readings < 3 else "SUCCEEDED"
+        job = {"type": "SUBMISSION", "submission_id": "job", "status": ended, "entrypoint": "x"}
+        answers = {
+            "/api/version": {"version": "4", "ray_version": "2.60.0"},
+            "/api/jobs/job": job | {"metadata": {"augury": "search", "run": "/r"}},
+            "/api/jobs/job/logs": {"logs": "".join(f"line {n}\n" for n in range(self.readings))},
+        }
+        content = json.dumps(answers[self.path]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *words: Any) -> None: ...
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_log_is_followed_where_no_connection_brings_it(augury, monkeypatch, takes):
+    monkeypatch.setattr(Silent, "takes", takes)
+    monkeypatch.setattr(Silent, "readings", 0)
+    monkeypatch.setattr(job_server, "SECONDS_OF_SILENCE", 0.2)
+    monkeypatch.setattr(jobs, "SECONDS_BETWEEN", 0.2)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        code, out, said = augury("logs", "job", "--follow", "--address", address)
+        server.shutdown()
+    assert (code, out.split("\n"), said) == (0, [*(f"line {n}" for n in range(4)), ""], "")
+
+
+AT = ("--run", "/nowhere/run")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["--name", "a b"], "a name begins with a letter or digit"),
         (["--name", "-x"], "a name begins with a letter or digit"),
+        ([], "the cluster may grow by itself, and without --run the run would lie on the disk of"),
         (["--run", "runs/mine"], "give the absolute path"),
         (["--run", "memory://run"], "not seen by other processes"),
         (["--run", "s3://key:word@bucket/run"], "keep credentials out of the address"),
-        (["--set", "teacher.weights=mine.pt"], "teacher.weights: mine.pt would be looked for"),
-        (["--set", "data={name: folder, path: images}"], "data.path: images would be looked for"),
-        (["--set", "search.warm_start=[nothing.json]"], "nothing.json"),
+        ([*AT, "--set", "teacher.weights=mine.pt"], "teacher.weights: mine.pt would be looked for"),
+        (
+            [*AT, "--set", "data={name: folder, path: images}"],
+            "data.path: images would be looked for",
+        ),
+        ([*AT, "--set", "search.warm_start=[nothing.json]"], "nothing.json"),
     ],
 )
 def test_what_cannot_be_a_job(laptop, augury, words, sentence):
@@ -351,11 +420,15 @@ def test_weights_and_data_stay_where_they_are(tmp_path, monkeypatch):
     assert [path.name for path in (folder / "nets").iterdir()] == ["__init__.py"]
     assert load_config(folder / "config.yaml").cluster.address == "auto"
 
-    monkeypatch.setattr(job_package, "LIMIT_MIB", 0.1)
+    # A module with a link to itself, and with more than a disk has, is refused before it is copied.
+    (tmp_path / "nets" / "again").symlink_to(tmp_path / "nets", target_is_directory=True)
+    with (tmp_path / "nets" / "images.bin").open("wb") as large:
+        large.truncate(5 * 2**40)
     shutil.rmtree(folder)
     folder.mkdir()
-    with pytest.raises(UserError, match=r"would be uploaded, at most 0\.1"):
+    with pytest.raises(UserError, match=r"more than 16 MiB .*nets/images.bin with 5,242,880.0 MiB"):
         stage(config, folder)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_log_that_comes_in_pieces_and_again():

@@ -107,6 +107,35 @@ def test_one_process_at_a_time(bucket):
     assert store.listing("drivers") == {}
 
 
+class Ahead(dict[str, float]):
+    """Times of a store whose clock is so many seconds before ours."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def __setitem__(self, path: str, at: float) -> None:
+        super().__setitem__(path, at + self.seconds)
+
+
+@pytest.mark.parametrize("ahead", [-600.0, 0.0, 600.0])
+def test_who_works_is_known_whatever_the_clocks_say(bucket, monkeypatch, ahead):
+    monkeypatch.setattr(remote_run, "BEAT", 0.2)
+    monkeypatch.setattr(remote_run, "DEAD", 0.6)
+    address = bucket.address("run")
+    bucket.times = Ahead(ahead)
+    with Claim(Store(address), beat=0.1, dead=1.5).held(quiet) as claim:
+        looker = RemoteRun(address)
+        assert looker.is_worked_on()
+        claim._over.set()  # as if its machine were gone
+        time.sleep(1)
+        looker.is_worked_on()  # it may have changed once more
+        time.sleep(0.7)
+        assert not looker.is_worked_on()
+        assert not RemoteRun(address).is_worked_on()
+    assert not RemoteRun(address).is_worked_on()
+
+
 def probe(ledger: Ledger, *names: str) -> None:
     ledger.sitting(VERSIONS)
     for name in names:

@@ -119,16 +119,6 @@ def submitted(*words: str) -> list[str]:
     return ["submit", "--name", "two", *settings, *words]
 
 
-def nodes(head: Head) -> int:
-    """How many of the cluster are alive."""
-    asked = urllib.request.Request(
-        f"{head.address}/nodes?view=summary", headers={"Authorization": f"Bearer {TOKEN}"}
-    )
-    with urllib.request.urlopen(asked, timeout=60) as answer:
-        summary = json.load(answer)["data"]["summary"]
-    return sum(node["raylet"]["state"] == "ALIVE" for node in summary)
-
-
 def figures(head: Head) -> dict[str, float]:
     """Those of the probes of `run`, by the name at the metrics port and the tag of their own."""
     with urllib.request.urlopen(f"{head.metrics}/metrics", timeout=60) as answer:
@@ -164,7 +154,7 @@ def test_a_node_that_is_taken_away_costs_nothing_but_time(machines, here, augury
         head = cluster.enter_context(start)
         laptop.setenv("RAY_ADDRESS", head.address)
         worker = cluster.enter_context(join(head, machines, machines.there))
-        until(lambda: nodes(head) == 2)
+        until(lambda: head.nodes() == 2)
 
         def standing_of_it() -> dict[str, Any]:
             told = json.loads(augury("status", "two", "--json")[1])
@@ -187,7 +177,7 @@ def test_a_node_that_is_taken_away_costs_nothing_but_time(machines, here, augury
         assert augury("logs", "two", "--follow")[0] == 0
         ended = json.loads(augury("status", "two", "--json")[1])
         assert (ended["status"], ended["exit_code"]) == ("succeeded", 0), ended
-        until(lambda: nodes(head) == 1)
+        until(lambda: head.nodes() == 1)
         assert augury("fetch", "two", "--to", "fetched")[0] == 0
     fetched = RunFolder(tmp_path / "fetched")
     assert rows(fetched.policies) == rows(here.policies)
@@ -215,7 +205,9 @@ def test_a_run_on_the_disk_of_one_node_is_refused_before_it_starts(augury, lapto
     start = ray_head(tmp_path / "head", "--num-cpus=1", ip=LOOPBACK, **WITH_TOKEN, **SOON)
     with start as head, join(head, Machines(), apart):
         laptop.setenv("RAY_ADDRESS", head.address)
-        until(lambda: nodes(head) == 2)
+        until(lambda: head.nodes() == 2)
+        code, out, said = augury(*submitted())
+        assert (code, "the cluster has 2 nodes, and without --run" in said) == (2, True)
         code, out, said = augury(*submitted("--run", str(runs / "run"), "--wait"))
         sentence = rf"{re.escape(str(runs / 'run'))}: the node \S+ cannot read and write it "
         assert code == 2, out

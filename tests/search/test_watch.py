@@ -134,6 +134,25 @@ def test_the_command_says_what_there_is_of_a_run_that_was_left(folder):
     assert isinstance(nowhere.exception, UserError)
 
 
+def test_a_name_of_a_run_and_of_a_job_is_asked_back(folder, monkeypatch):
+    monkeypatch.chdir(folder.path.parent)
+    (folder.path.parent / "other").mkdir()
+    runner = CliRunner()
+
+    def said(*words: str) -> str:
+        return str(runner.invoke(app, ["watch", "--once", *words]).exception)
+
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    assert said("run") == said("./run") == "None"
+    nowhere = "http://127.0.0.1:9"
+    assert f"{nowhere}: cannot be reached" in said("run", "--address", nowhere)
+    monkeypatch.setenv("RAY_ADDRESS", nowhere)
+    assert "watch ./run, or give --address" in said("run")
+    assert said("./run") == "None"
+    assert f"{nowhere}: cannot be reached" in said("other")
+
+
 def test_a_sparkline_spans_what_there_is():
     assert sparkline([0.0, 7.0, 3.0]) == f"{BARS[0]}{BARS[7]}{BARS[3]}"
     assert sparkline([2.0, 2.0]) == BARS[0] * 2
