@@ -12,6 +12,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,15 +42,21 @@ SHEET_SIDE, SHEET_BYTES = 1200, 400_000  # pixels and bytes of a PNG, beyond whi
 
 
 def write_report(
-    folder: RunFolder, images: Labelled | None = None, *, to: Path | None = None
+    folder: RunFolder,
+    images: Labelled | None = None,
+    *,
+    to: Path | None = None,
+    working: bool | None = None,
 ) -> Path:
     """Writes what the run in `folder` has come to: the page, and the figures beside it, each as
-    SVG, PNG and CSV. `to` is another file for the page, without figures beside it.
+    SVG, PNG and CSV. `to` is another file for the page, without figures beside it; `working` is
+    whether a process works on the run, where the caller knows better than its files.
 
     Some of the `images` show what the best policy does. Returns where the page is. Raises
     UserError where the run cannot be read, and OSError where nothing can be written.
     """
-    page, plots = _page(standing(folder), images)
+    now = standing(folder)
+    page, plots = _page(now if working is None else replace(now, working=working), images)
     if to is None:
         for plot in plots:
             plot.save(folder.figures)

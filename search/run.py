@@ -28,6 +28,7 @@ from search.progress import SILENCE, Listener
 from search.run_folder import RunFolder, write_text
 from search.stages import SearchResult, Stages
 from search.trainable import Shared
+from search.trials import Interrupted
 from search.validation import Validation, Validator, policies_of
 from search.warm_start import WarmStart, warm_start
 from spaces import PolicySpace, scheme
@@ -195,9 +196,13 @@ def _search(
             images=work.images,
             loggers=work.loggers,
         )
-        if probing:
-            stages.probe(work.shared, work.space, work.start)
-        return stages.promote(work.shared)
+        try:
+            if probing:
+                stages.probe(work.shared, work.space, work.start)
+            return stages.promote(work.shared)
+        except (Interrupted, SearchFailedError):
+            stages.leave()
+            raise
 
 
 @contextmanager

@@ -197,13 +197,17 @@ class Stages:
             self._show(page_alone=True)
             self._next_page = time.monotonic() + SHARE * (time.monotonic() - began)
 
-    def _show(self, *, page_alone: bool = False) -> None:
+    def leave(self) -> None:
+        """Writes the report of a search that ends here without a verdict: nobody works on it."""
+        self._show(page_alone=True, working=False)
+
+    def _show(self, *, page_alone: bool = False, working: bool | None = None) -> None:
         """Writes the report, which no search may end for."""
         from search.report import write_report  # what draws is not needed before
 
         try:
             to = self._folder.report if page_alone else None
-            write_report(self._folder, self._images, to=to)
+            write_report(self._folder, self._images, to=to, working=working)
             figures = () if page_alone else sorted(self._folder.figures.glob("*"))
             self._folder.publish(self._folder.report, *figures)
         except Exception as error:

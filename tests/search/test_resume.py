@@ -211,6 +211,7 @@ def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(wh
         address = bucket.address("runs/x")
         with pytest.raises(Interrupted):
             run_search(SERIAL, RunFolder.at(address), Stopping())
+        assert b"augury resume goes on with it" in Store(address).read("report.html")
         folder = RunFolder.open(address)
         again = resume_search(folder, Silence())
         assert rows(folder) == rows(whole.folder)

@@ -48,6 +48,16 @@ def begun(folder: RunFolder) -> Counter[str]:
     return Counter(line["trial"] for line in lines if line["event"] == "began")
 
 
+def test_too_few_policies_are_refused_before_anything_is_trained(folder):
+    before = begun(folder)
+    config = load_config(folder.config)
+    wanted = len({trial.policy.identity for trial in read(folder.ledger).students("2-student")})
+    assert wanted < 4
+    with pytest.raises(UserError, match=f"{wanted} policies have both probes and students"):
+        validate_run(folder, Silence(), schemes=[], random=0)
+    assert begun(folder) == before and load_config(folder.config) == config
+
+
 @pytest.mark.slow
 def test_what_is_missing_is_trained_and_auto_goes_by_what_is_found(folder):
     before = begun(folder)
@@ -73,16 +83,6 @@ def test_what_is_missing_is_trained_and_auto_goes_by_what_is_found(folder):
     assert read(folder.ledger).concluded
     again = validate_run(folder, Silence(), schemes=["none", "cutmix", "mixup"], random=1)
     assert again.as_dict() == found.as_dict() and begun(folder) == after
-
-
-def test_too_few_policies_are_refused_before_anything_is_trained(folder):
-    before = begun(folder)
-    config = load_config(folder.config)
-    wanted = len({trial.policy.identity for trial in read(folder.ledger).students("2-student")})
-    assert wanted < 4
-    with pytest.raises(UserError, match=f"{wanted} policies have both probes and students"):
-        validate_run(folder, Silence(), schemes=[], random=0)
-    assert begun(folder) == before and load_config(folder.config) == config
 
 
 def test_auto_takes_what_was_recommended_for_these_data_teacher_and_student(folder, tmp_path):
