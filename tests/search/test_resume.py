@@ -125,6 +125,11 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     began = folder.ledger.read_text().removeprefix(after).count('"began"')
     assert began == len(more.candidates)  # the second seed of each; the first was there
     assert {len(candidate.runs) for candidate in more.candidates} == {2}
+    promoted = {row.policy.identity: len(row.full_length) for row in more.rows if row.full_length}
+    of_now = {candidate.policy.identity: 2 for candidate in more.candidates}
+    of_then = {c.policy.identity: 1 for c in whole.candidates}
+    assert promoted == of_then | of_now
+    assert len(promoted) > len(of_now)  # the table keeps what fell behind, the verdict does not
     assert load_config(folder.config).promotion.seeds == 2
 
 
