@@ -26,7 +26,7 @@ from search.results import FAILED, FINISHED, Row
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
-from search.storage import Store
+from search.storage import StorageError, Store
 from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
 from search.trials import Interrupted
@@ -359,3 +359,7 @@ def test_a_student_goes_on_from_its_checkpoint(tmp_path):
     assert rest[0] == first[1]
     anew = told(replace(shared, origin="another"), 4)
     assert anew == first + rest[1:]
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(StorageError, match=rf"{kept}: is no checkpoint that can be read: remove"):
+        told(shared, 1)
