@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from search.config import SearchConfig
 from search.ledger import Ledger, Trial
 from search.loggers import Callback
-from search.results import FAILED, FINISHED, FullLength, Row, foremost
+from search.results import FAILED, FINISHED, STOPPED, FullLength, Row, foremost
 from search.run_folder import RunFolder
 from search.trainable import Shared
 from search.trials import Sitting, run_trials
@@ -26,12 +26,12 @@ class Promoted:
 
 def select(rows: Sequence[Row], config: SearchConfig) -> list[tuple[Policy, Role]]:
     """The `foremost` of the ranked `rows`, then the controls that are not among them: nothing but
-    the data's own base, and the best named scheme."""
+    the data's own base, and the best named scheme, which a scheduler may have stopped."""
     objective, base = config.search.objective, config.data.base
-    finished = [row.policy for row in rows if row.status == FINISHED and row.has(objective)]
+    known = [r.policy for r in rows if r.status in (FINISHED, STOPPED) and r.has(objective)]
     none = scheme("none").on(base)
     schemes = {s.policy.on(base).identity for s in SCHEMES.values()} - {none.identity}
-    best_scheme = [policy for policy in finished if policy.identity in schemes][:1]
+    best_scheme = [policy for policy in known if policy.identity in schemes][:1]
     best = [row.policy for row in foremost(rows, config.search.directions, config.promotion.top)]
     chosen = {p.identity: p for p in (*best, *best_scheme, none)}
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.code_version import code_version
 from search.config import SearchConfig
 from search.errors import SearchFailedError
 from search.explore import explore, spent
@@ -19,6 +18,8 @@ from search.promote import promote, select, students_of
 from search.results import (
     CONTROL,
     FAILED,
+    FINISHED,
+    FullLength,
     Row,
     ranked,
     with_full_length,
@@ -125,7 +126,7 @@ class Stages:
             said = f"every promoted student failed; the first: {promoted.failures[0]}"
             raise SearchFailedError(said, self._advice([known[name] for name in students]))
         verdict = decide(promoted.candidates, promoted.failures)
-        rows = _with_promoted(rows, promoted.candidates)
+        rows = _with_promoted(rows, self._ledger.students(self._config.promotion.kind))
         self._finish(rows, verdict)
         return SearchResult(self._folder, rows, promoted.candidates, verdict)
 
@@ -222,18 +223,24 @@ class Stages:
         self._folder.publish(self._folder.policies)
 
 
-def _with_promoted(rows: Sequence[Row], candidates: Sequence[Candidate]) -> list[Row]:
-    """`rows` with full-length figures, and a row for a control that was never probed."""
-    rows = with_full_length(rows, {c.policy.identity: c.runs for c in candidates})
+def _with_promoted(rows: Sequence[Row], students: Sequence[Trial]) -> list[Row]:
+    """`rows` with the figures of all `students` that finished, also of policies that have since
+    fallen behind, and a row for every policy that was never probed."""
+    finished = [student for student in students if student.status == FINISHED]
+    runs: dict[str, tuple[FullLength, ...]] = {}
+    for student in sorted(finished, key=lambda student: student.seed):
+        identity = student.policy.identity
+        runs[identity] = (*runs.get(identity, ()), student.full_length())
+    rows = with_full_length(rows, runs)
     probed = {row.policy.identity for row in rows}
-    controls = [c for c in candidates if c.policy.identity not in probed]
+    controls = {s.policy.identity: s for s in finished if s.policy.identity not in probed}
     return rows + [
         Row(
-            f"control_{c.role}",
+            f"control_{identity}",
             CONTROL,
-            c.policy,
-            full_length=c.runs,
-            code_version=code_version(),
+            student.policy,
+            full_length=runs[identity],
+            code_version=student.code_version,
         )
-        for c in controls
+        for identity, student in controls.items()
     ]

@@ -208,12 +208,20 @@ class Distillation:
             torch.save(content, temporary)
 
     def _kept(self) -> dict[str, Any] | None:
-        """The checkpoint of this very student, where there is one."""
-        file = self._checkpoints.reading(self._checkpoint())
+        """The checkpoint of this very student, where there is one. Raises StorageError for one that
+        is broken, which is no fault of the student and no reason to begin it anew unasked."""
+        name = self._checkpoint()
+        file = self._checkpoints.reading(name)
         if file is None:
             return None
         with file:
-            kept = torch.load(file, weights_only=True, map_location=self._device)
+            try:
+                kept = torch.load(file, weights_only=True, map_location=self._device)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # whatever a broken file makes torch raise
+                said = "is no checkpoint that can be read: remove it, and its student begins anew"
+                raise StorageError(f"{self._checkpoints}/{name}", said) from None
         return kept if kept["origin"] == self._origin else None
 
     def _checkpoint(self) -> str:

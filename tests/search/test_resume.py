@@ -26,7 +26,7 @@ from search.results import FAILED, FINISHED, Row
 from search.run import promote_again, resume_search, run_search
 from search.run_folder import RunFolder
 from search.stages import SearchResult
-from search.storage import Store
+from search.storage import StorageError, Store
 from search.table import read_parquet
 from search.trainable import ProbeTrial, Shared
 from search.trials import Interrupted
@@ -125,6 +125,11 @@ def test_killed_and_extended_the_same_search_to_the_last_digit(cluster, whole, t
     began = folder.ledger.read_text().removeprefix(after).count('"began"')
     assert began == len(more.candidates)  # the second seed of each; the first was there
     assert {len(candidate.runs) for candidate in more.candidates} == {2}
+    promoted = {row.policy.identity: len(row.full_length) for row in more.rows if row.full_length}
+    of_now = {candidate.policy.identity: 2 for candidate in more.candidates}
+    of_then = {c.policy.identity: 1 for c in whole.candidates}
+    assert promoted == of_then | of_now
+    assert len(promoted) > len(of_now)  # the table keeps what fell behind, the verdict does not
     assert load_config(folder.config).promotion.seeds == 2
 
 
@@ -361,3 +366,7 @@ def test_a_student_goes_on_from_its_checkpoint(tmp_path):
     assert rest[0] == first[1]
     anew = told(replace(shared, origin="another"), 4)
     assert anew == first + rest[1:]
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(StorageError, match=rf"{kept}: is no checkpoint that can be read: remove"):
+        told(shared, 1)

@@ -12,9 +12,10 @@ from ray.tune.schedulers import TrialScheduler
 from search.config import BudgetConfig, ExploreConfig, SearchConfig
 from search.explore import spent
 from search.ledger import Ledger, Trial, opened
-from search.results import FINISHED, STOPPED
+from search.promote import select
+from search.results import FINISHED, STOPPED, Row, ranked
 from search.schedulers import scheduler_for
-from spaces import scheme
+from spaces import Chain, Operation, Policy, scheme
 
 EPOCHS, TRIALS = 9, 14
 CONFIG = ExploreConfig(probe_epochs=EPOCHS)
@@ -77,6 +78,23 @@ def test_hyperband_denies_some_trials_less_than_asha(tmp_path):
             config = CONFIG.model_copy(update={"scheduler": name})
             lengths[name] = sum(run(ledger, config, (-1, -1)))
     assert lengths["hyperband"] > lengths["asha"]
+
+
+def test_a_scheme_is_promoted_to_compare_with_though_all_were_stopped():
+    told = [("rotate", FINISHED, 0.5), ("mixup", STOPPED, 0.4), ("cutmix", STOPPED, 0.3)]
+    rows = ranked((row(*one) for one in told), CONFIG.directions)
+    chosen = select(rows, SearchConfig())
+    assert [(str(policy), role) for policy, role in chosen] == [
+        ("rotate 10", "candidate"),
+        ("cutmix", "scheme"),
+        ("none", "none"),
+    ]
+
+
+def row(name: str, status: str, score: float) -> Row:
+    rotation = Policy(chains=(Chain(operations=(Operation(name="rotate", magnitude=10),)),))
+    policy = rotation if name == "rotate" else scheme(name)
+    return Row(name, status, policy, figures={"score": score, "epoch": 1})
 
 
 @pytest.mark.parametrize(
