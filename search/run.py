@@ -255,7 +255,7 @@ def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Itera
                     f"the connection to Ray was lost: {error} ({where})"
                 ) from error
             except OSError as error:
-                raise SearchFailedError(f"the run could not be written: {error}") from error
+                raise SearchFailedError(f"the run could not be read or written: {error}") from error
 
 
 def _require_gpus(config: SearchConfig) -> None:
@@ -319,6 +319,7 @@ def _made_by(
     Raises UserError where its data are others than now.
     """
     packages = ("torch", "torchvision", "ray", "optuna")
+    before = folder.read_marker() if folder.marker.exists() else None
     now = {
         "versions": {"python": platform.python_version()}
         | {p: version(p) for p in packages}
@@ -329,13 +330,13 @@ def _made_by(
         "seed": config.search.seed,
         "config_hash": _hash(config),
         "data_hash": splits.content_hash,
-        "teacher_hash": teacher_hash(splits, config.teacher),
+        # The file of its weights may be gone since: the run has its own.
+        "teacher_hash": before["teacher_hash"] if before else teacher_hash(splits, config.teacher),
         "config": config.model_dump(mode="json"),
     }
-    if not folder.marker.exists():
+    if before is None:
         start = warm_start(config, now)
         return now | {"warm_start": start.as_json()}, start
-    before = folder.read_marker()
     if before["data_hash"] != now["data_hash"]:
         raise UserError(
             f"{folder}: the data of {splits.name} are not those that the run began with: "

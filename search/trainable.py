@@ -4,7 +4,7 @@ import gc
 import hashlib
 import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from trainers import parallel
 from trainers.datasets import ImageSplits
 from trainers.models import build_network, network_from_arrays
 from trainers.student import FIGURES, DivergedError, EpochReport, StudentTrainer
-from trainers.teacher import TeacherRecipe, teacher_from_arrays, teacher_hash, to_arrays
+from trainers.teacher import TeacherRecipe, teacher_from_arrays, to_arrays
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,14 @@ class Shared:
 
         `start` is what `StudentConfig.start` gave.
         """
-        arrays = ray.put(splits.to_arrays()), ray.put(to_arrays(teacher))
+        state = to_arrays(teacher)
+        arrays = ray.put(splits.to_arrays()), ray.put(state)
         network = config.student.network
         weights = None
         if start is not None and network is not None and network.weights is not None:
             weights = ray.put(to_arrays(start))
         made_by = [config.student.model_dump_json(), splits.content_hash]
-        made_by += [teacher_hash(splits, config.teacher), version("torch")]
+        made_by += [_digest(state), version("torch")]
         origin = hashlib.blake2b("\n".join(made_by).encode(), digest_size=8).hexdigest()
         return cls(*arrays, config.teacher, config.student, weights, checkpoints, origin)
 
@@ -315,6 +316,15 @@ class ProbeTrial(tune.Trainable):
     # it is that of no student, since there will be others.
     def __repr__(self) -> str:
         return self._name
+
+
+def _digest(state: Mapping[str, np.ndarray]) -> str:
+    """Of the weights themselves: the file that they came from may be gone."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, array in state.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def checkpoint_name(policy: Policy, seed: int, epochs: int) -> str:

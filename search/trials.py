@@ -3,6 +3,7 @@
 Tune is handed one sitting at a time: what the ledger says is left to do. Its own state is scratch.
 """
 
+import logging
 import math
 import signal
 from collections import Counter, deque
@@ -27,6 +28,10 @@ from search.telemetry import Telemetry
 from search.trainable import ProbeTrial, Shared
 from spaces.policy import policy_from_json
 from trainers.student import FIGURES
+
+# The ledger has what failed, and nothing reads Tune's snapshots: no traceback where a disk is full.
+for _name in ("tune", "execution.experiment_state"):
+    logging.getLogger(f"ray.tune.{_name}").setLevel(logging.CRITICAL)
 
 RETRIES = 3  # of a trial whose worker was lost, in one sitting
 # What Ray says of a worker that is gone; the last, before it has missed the node.

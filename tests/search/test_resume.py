@@ -206,6 +206,26 @@ def test_what_was_lost_is_tried_again_and_comes_out_as_it_would_have(whole, tmp_
     assert sorted(began) == sorted([probe, student])
 
 
+def test_the_run_has_its_own_teacher(whole, tmp_path):
+    weights = tmp_path / "t.pt"
+    weights.write_bytes(whole.folder.teacher.read_bytes())
+    config = load_config(
+        overrides=[
+            "data.student_images=40",
+            f"teacher={{width: 4, weights: {weights}}}",
+            "search={trials: 1, probe_epochs: 1, warm_start: [none]}",
+            "promotion={top: 1, epochs: 1, seeds: 1}",
+            "student.recipe={repeats: 2, batch_size: 8}",
+        ]
+    )
+    folder = RunFolder(tmp_path / "run")
+    run_search(config, folder, Silence())
+    weights.unlink()
+    resume_search(folder, Silence(), trials=2)
+    assert len(rows(folder)) == 2
+    assert {row["status"] for row in rows(folder)} == {FINISHED}
+
+
 def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(whole):
     class Stopping(Silence):
         def trial_ended(self, row: Row) -> None:
@@ -216,7 +236,7 @@ def test_at_an_address_the_same_search_though_it_goes_on_with_nothing_at_hand(wh
         address = bucket.address("runs/x")
         with pytest.raises(Interrupted):
             run_search(SERIAL, RunFolder.at(address), Stopping())
-        assert b"augury resume goes on with it" in Store(address).read("report.html")
+        assert b"augury resume goes on with it" in (Store(address).get("report.html") or b"")
         folder = RunFolder.open(address)
         again = resume_search(folder, Silence())
         assert rows(folder) == rows(whole.folder)
