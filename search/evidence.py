@@ -1,7 +1,6 @@
 """What a run has to show for itself: its rows, and the figures that are drawn of them."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +14,10 @@ from search.correlations import FEWEST, Correlation, correlate
 from search.figures import Plot
 from search.ledger import Trial
 from search.results import (
-    CONTROL,
     FINISHED,
-    FullLength,
     Row,
     front_of,
     mean_and_std,
-    ranked,
-    with_full_length,
 )
 from search.standing import Standing
 from spaces import scheme
@@ -53,25 +48,6 @@ class Agreement:
 def promoted(now: Standing) -> list[Trial]:
     """The students of the present full length that have begun."""
     return now.ledger.students(now.config.promotion.kind)
-
-
-def rows_of(now: Standing) -> list[Row]:
-    """The ranked table as it is at this moment, controls that were never probed at its end."""
-    probes = [trial.row() for trial in now.ledger.of("probe") if trial.status]
-    full: dict[str, list[FullLength]] = defaultdict(list)
-    policies = {}
-    for student in promoted(now):
-        if student.status == FINISHED:
-            full[student.policy.identity].append(student.full_length())
-            policies[student.policy.identity] = student.policy
-    runs = {identity: tuple(found) for identity, found in full.items()}
-    rows = with_full_length(ranked(probes, now.config.search.directions), runs)
-    probed = {row.policy.identity for row in rows}
-    return rows + [
-        Row(f"control_{policies[i]}", CONTROL, policies[i], full_length=runs[i])
-        for i in runs  # as they were promoted
-        if i not in probed
-    ]
 
 
 def history(now: Standing) -> Plot | None:

@@ -70,7 +70,7 @@ class Run:
 
     def plot_agreement(self) -> "list[Figure]":
         """The objective of probes against accuracies, as far as there are policies with both."""
-        plots, _ = evidence.agreements(self.standing, evidence.rows_of(self.standing))
+        plots, _ = evidence.agreements(self.standing, self.standing.rows())
         return [plot.figure() for plot in plots]
 
     def plot_importance(self) -> "list[Figure]":
@@ -79,7 +79,7 @@ class Run:
 
     def plot_front(self) -> "list[Figure]":
         """The fronts of several objectives, two at a time; empty where there is one objective."""
-        plots = evidence.fronts(self.standing, evidence.rows_of(self.standing))
+        plots = evidence.fronts(self.standing, self.standing.rows())
         return [plot.figure() for plot in plots]
 
     def plot_curves(self) -> "Figure":

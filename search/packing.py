@@ -127,7 +127,7 @@ def nodes() -> list[Node]:
 @dataclass(frozen=True)
 class Packing:
     """The resources of a trial, which a config `asked` for on nodes of these `kinds`; what is told
-    of it, and what was measured, by kind of node."""
+    of it, what was measured, by kind of node, and for how many trials a device."""
 
     asked: dict[str, Any]
     kinds: list[str]
@@ -135,6 +135,13 @@ class Packing:
     gpus_per_trial: float
     told: str
     measured: dict[str, list[dict[str, float]]]
+    wanted: int
+
+    def serves(self, wanted: int) -> bool:
+        """Whether as many a device would come out the same: no more than were measured for, or
+        fewer were chosen than these were."""
+        chosen = min((steps[-1]["at_once"] for steps in self.measured.values()), default=0)
+        return wanted <= self.wanted or chosen < self.wanted
 
     def applied(self, config: SearchConfig) -> SearchConfig:
         """`config` with numbers."""
@@ -153,12 +160,13 @@ def packing_for(config: SearchConfig, shared: Shared, file: Path) -> Packing | N
         return None
     there = nodes()
     kinds = sorted({node.kind for node in there})
-    for known in _kept(file):
-        if (known.asked, known.kinds) == (asked, kinds):
+    wanted = _wanted(config, there)
+    for known in reversed(_kept(file)):
+        if (known.asked, known.kinds) == (asked, kinds) and known.serves(wanted):
             return known
     cpus, gpus, told, curves = _found(config, shared, there)
     steps = {kind: [asdict(step) for step in curve.steps] for kind, curve in curves.items()}
-    return Packing(asked, kinds, cpus, gpus, f"packing: {told}", steps)
+    return Packing(asked, kinds, cpus, gpus, f"packing: {told}", steps, wanted)
 
 
 def keep(packing: Packing, file: Path) -> None:
@@ -227,8 +235,8 @@ def _found(
     # bears the fewest.
     smallest = replace(there[0], gpus=0, gpu="")
     kinds = with_gpu or {smallest.kind: smallest}
-    devices = sum(node.devices for node in there if node.gpus or not with_gpu)
-    curves = {kind: _curve(node, devices, config, shared) for kind, node in kinds.items()}
+    wanted = _wanted(config, there)
+    curves = {kind: _curve(node, wanted, config, shared) for kind, node in kinds.items()}
     fewest = min(curves.values(), key=lambda curve: curve.at_once)
     share = 1 / fewest.at_once
     least = min(node.cpus_of(share) for node in kinds.values())
@@ -236,12 +244,24 @@ def _found(
     return cpus, fraction(share) if with_gpu else 0.0, str(fewest), curves
 
 
-def _curve(node: Node, devices: float, config: SearchConfig, shared: Shared) -> Curve:
-    """What is measured on `node`, where the cluster has so many devices."""
-    cluster, search = config.cluster, config.search
-    hold = node.cpus / node.devices / cluster.resources.get("CPU", 1)
-    wanted = min(cluster.concurrent_trials or search.trials, search.trials) / devices
-    most = max(min(math.floor(hold), math.ceil(wanted)), 1)
+def _wanted(config: SearchConfig, there: Sequence[Node]) -> int:
+    """How many trials each device of the cluster would have if all ran at once that may, and as
+    many as there are CPUs for."""
+    gpus = sum(node.gpus for node in there) if config.cluster.gpus_per_trial != 0 else 0
+    trials = config.search.trials
+    at_once = min(config.cluster.concurrent_trials or trials, trials)
+    holds = max((_holds(node, config) for node in there), default=1)
+    return min(math.ceil(at_once / max(gpus or len(there), 1)), holds)
+
+
+def _holds(node: Node, config: SearchConfig) -> int:
+    """How many trials a device of `node` has CPUs for."""
+    return max(math.floor(node.cpus / node.devices / config.cluster.resources.get("CPU", 1)), 1)
+
+
+def _curve(node: Node, wanted: int, config: SearchConfig, shared: Shared) -> Curve:
+    """What is measured on `node` for so many trials a device, or as many as it has CPUs for."""
+    most = min(_holds(node, config), wanted)
     with _reserved(node) as place:
         if place is None:
             return Curve(node, (), f"no such node was free for {PATIENCE:g} s")

@@ -74,7 +74,7 @@ def images_of(folder: RunFolder) -> tuple[Labelled | None, str]:
 
 
 def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
-    rows = evidence.rows_of(now)
+    rows = now.rows()
     searched = [
         plot
         for plot in (evidence.history(now), *evidence.fronts(now, rows), evidence.curves(now))

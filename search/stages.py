@@ -15,14 +15,10 @@ from search.ledger import Ledger, Trial
 from search.loggers import Callback
 from search.progress import Listener
 from search.promote import promote, select, students_of
+from search.ranking import probed, rows_of
 from search.results import (
-    CONTROL,
     FAILED,
-    FINISHED,
-    FullLength,
     Row,
-    ranked,
-    with_full_length,
 )
 from search.run_folder import RunFolder, write_text
 from search.table import to_table, write_parquet
@@ -95,7 +91,7 @@ class Stages:
                     loggers=self._loggers,
                 )
         finally:  # whatever ended it, the table has what there is
-            self._write(self._ranked())
+            self._write(self._rows())
         probes, reason = self._ledger.of("probe"), spent(self._config, self._ledger)
         if len(probes) < search.trials:
             self._listen.note(f"{reason or 'no policy is left'}: {len(probes)} were probed")
@@ -104,7 +100,7 @@ class Stages:
         """Trains the best of what was probed and the controls, but for students that are there
         already and were not lost, and writes the verdict. Raises SearchFailedError where there is
         none."""
-        rows = self._ranked()
+        rows = probed(self._ledger, self._config)
         self._require_some(rows)
         chosen = select(rows, self._config)
         students = {student.id for student in students_of(chosen, self._config)}
@@ -126,7 +122,7 @@ class Stages:
             said = f"every promoted student failed; the first: {promoted.failures[0]}"
             raise SearchFailedError(said, self._advice([known[name] for name in students]))
         verdict = decide(promoted.candidates, promoted.failures)
-        rows = _with_promoted(rows, self._ledger.students(self._config.promotion.kind))
+        rows = self._rows()
         self._finish(rows, verdict)
         return SearchResult(self._folder, rows, promoted.candidates, verdict)
 
@@ -176,15 +172,14 @@ class Stages:
     def _probed(self) -> list[Trial]:
         return [trial for trial in self._ledger.of("probe") if trial.status]
 
-    def _ranked(self) -> list[Row]:
-        search = self._config.search
-        return ranked((t.row() for t in self._probed()), search.directions)
+    def _rows(self) -> list[Row]:
+        return rows_of(self._ledger, self._config)
 
     def _probe_ended(self, trial: Trial) -> None:
         self._ended(trial)
         began = time.monotonic()
         if began >= self._next_write:
-            self._write(self._ranked())
+            self._write(self._rows())
             self._next_write = time.monotonic() + SHARE * (time.monotonic() - began)
 
     def _ended(self, trial: Trial) -> None:
@@ -221,26 +216,3 @@ class Stages:
         table = to_table(rows, self._config.search.directions, metadata)
         write_parquet(table, self._folder.policies)
         self._folder.publish(self._folder.policies)
-
-
-def _with_promoted(rows: Sequence[Row], students: Sequence[Trial]) -> list[Row]:
-    """`rows` with the figures of all `students` that finished, also of policies that have since
-    fallen behind, and a row for every policy that was never probed."""
-    finished = [student for student in students if student.status == FINISHED]
-    runs: dict[str, tuple[FullLength, ...]] = {}
-    for student in sorted(finished, key=lambda student: student.seed):
-        identity = student.policy.identity
-        runs[identity] = (*runs.get(identity, ()), student.full_length())
-    rows = with_full_length(rows, runs)
-    probed = {row.policy.identity for row in rows}
-    controls = {s.policy.identity: s for s in finished if s.policy.identity not in probed}
-    return rows + [
-        Row(
-            f"control_{identity}",
-            CONTROL,
-            student.policy,
-            full_length=runs[identity],
-            code_version=student.code_version,
-        )
-        for identity, student in controls.items()
-    ]

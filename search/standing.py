@@ -11,7 +11,8 @@ from search.config import SearchConfig, load_config
 from search.failures import kind
 from search.ledger import Ledger, Trial, read
 from search.ledger_lines import Stage
-from search.results import FAILED, FINISHED, ranked
+from search.ranking import rows_of
+from search.results import FAILED, FINISHED, Row, ranked
 from search.run_folder import RunFolder
 
 RUNNING = "running"
@@ -58,6 +59,10 @@ class Standing:
         if self.stage == "validation" and self.ledger.epochs is not None:
             return self.ledger.validated(self.ledger.epochs)
         return self.ledger.of(self.stage)
+
+    def rows(self) -> list[Row]:
+        """The ranked table as it is at this moment."""
+        return rows_of(self.ledger, self.config)
 
     @property
     def states(self) -> dict[str, int]:

@@ -85,9 +85,26 @@ SCHEMA = pa.schema(
             _column(name, _COUNT if name == "epoch" else _NUMBER, _UNITS.get(name, "nats"), meaning)
             for name, meaning in FIGURES.items()
         ),
-        _column("seed", pa.int64(), "", "of the probe; all of a search have the same"),
-        _column("seconds", _NUMBER, "s", "of training and validation, all epochs and attempts"),
-        _column("attempts", _COUNT, "", "how often the probe was begun", always=True),
+        _column(
+            "seed",
+            pa.int64(),
+            "",
+            "of the probe; all of a search have the same; of a control, its first student's",
+        ),
+        _column(
+            "seconds",
+            _NUMBER,
+            "s",
+            "of training and validation, all epochs and attempts; of a control, all of its "
+            "students",
+        ),
+        _column(
+            "attempts",
+            _COUNT,
+            "",
+            "how often the probe, or all students of a control, were begun",
+            always=True,
+        ),
         _column(
             "batch_size",
             _COUNT,

@@ -158,6 +158,16 @@ def test_a_search_measures_once_and_goes_on_with_what_it_found(cluster, tmp_path
     assert folder.packing.read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("chosen", "measured_for", "wanted", "serves"),
+    [(2, 2, 2, True), (2, 2, 1, True), (2, 2, 8, False), (2, 4, 8, True), (1, 1, 2, False)],
+)
+def test_what_was_measured_for_few_is_measured_again_for_many(chosen, measured_for, wanted, serves):
+    steps = {"8 CPU": [{"at_once": 1}, {"at_once": chosen}]}
+    known = packing.Packing({}, ["8 CPU"], 1.0, 0.0, "", steps, measured_for)
+    assert known.serves(wanted) is serves
+
+
 @pytest.mark.slow
 def test_another_cluster_is_measured_anew_and_both_are_kept(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "SECONDS", 0.2)

@@ -58,7 +58,7 @@ def test_names_and_reasons_are_text(page):
 
 
 def test_a_policy_of_the_ranking_is_there_as_a_file(told_run, page):
-    first = evidence.rows_of(standing(told_run))[0]
+    first = standing(told_run).rows()[0]
     (link,) = re.findall(
         rf'href="data:application/json;base64,([^"]+)" download="policy-{first.policy.identity}',
         page,
@@ -74,7 +74,7 @@ def test_what_is_not_concluded_has_no_verdict(page):
 def test_a_ranking_is_drawn_as_what_it_is(told_run):
     """Score and probe accuracy were told with a correlation of one."""
     now = standing(told_run)
-    plots, found = evidence.agreements(now, evidence.rows_of(now))
+    plots, found = evidence.agreements(now, now.rows())
     assert found[0].policies == 27 and found[0].found is not None
     assert found[0].found.spearman == pytest.approx(1)
     assert "Spearman +1.00" in plots[0].says
