@@ -52,9 +52,8 @@ FIELDS = {
     "template": "metadata spec",
     "submitterPodTemplate": "metadata spec",
     "spec": "containers restartPolicy securityContext serviceAccountName volumes",
-    "containers": "command args env image name ports resources volumeMounts",
+    "containers": "command args env image name resources volumeMounts",
     "resources": "limits requests",
-    "ports": "name containerPort protocol",
     "env": "name value valueFrom",
     "volumeMounts": "name mountPath readOnly subPath",
     "volumes": "name persistentVolumeClaim projected configMap emptyDir",
@@ -183,6 +182,14 @@ def test_kuberay_knows_every_field():
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"]["mode"] == "token"
     assert job["spec"]["submissionMode"] in {"K8sJobMode", "HTTPMode", "InteractiveMode"}
+
+
+def test_the_service_of_the_head_has_the_port_of_the_dashboard():
+    """KubeRay takes a head's ports for all that its service has, and only without any its own."""
+    cluster = manifests()["RayJob"]["spec"]["rayClusterSpec"]
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    named = {port["name"] for port in head.get("ports", [])}
+    assert not named or named >= {"gcs-server", "dashboard", "metrics"}
 
 
 def test_the_network_policy_covers_every_pod_and_opens_no_port_to_all():
