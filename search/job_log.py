@@ -20,7 +20,7 @@ FILES = re.compile(
     r"run\.json|config\.yaml|policies\.parquet|best_policy\.json|verdict\.json|trials\.jsonl"
     r"|report\.html|validation\.(json|csv)|teacher\.pt|students/[A-Za-z0-9][A-Za-z0-9._-]*\.pt"
 )
-MARKER = "run.json"
+MARKER, LEDGER = "run.json", "trials.jsonl"
 
 
 def machine_lines(log: str) -> dict[str, Any]:
@@ -72,8 +72,8 @@ class Reader:
 def packed(log: str, to: Path) -> list[Path]:
     """Writes the files that a job packed into its `log` to the folder `to`; returns their paths.
 
-    Raises UserError where `to` holds something that is not the same run, or cannot be written, and
-    where the log is not what was packed.
+    Raises UserError where `to` holds something that is not the same run, or more of it, or cannot
+    be written, and where the log is not what was packed.
     """
     files = _unpacked(log)
     marker = to / MARKER
@@ -82,6 +82,7 @@ def packed(log: str, to: Path) -> list[Path]:
             same = marker.is_file() and marker.read_bytes() == files.get(MARKER)
             if not same:
                 raise UserError(f"{to} holds something else: name a new folder with --to")
+            _require_not_ahead(to / LEDGER, files.get(LEDGER, b""))
         for name, content in files.items():
             path = to / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,18 @@ def packed(log: str, to: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
     return [to / name for name in files]
+
+
+def _require_not_ahead(ledger: Path, fetched: bytes) -> None:
+    """A run that went on here, or is searched in this very folder, would lose what it has since."""
+    from search.ledger import require_free  # torch, which other commands do without
+
+    require_free(ledger)
+    here = ledger.read_bytes() if ledger.exists() else b""
+    if not fetched.startswith(here[: here.rfind(b"\n") + 1]):  # without a torn line at its end
+        raise UserError(
+            f"{ledger.parent}: the run went on here, beyond what comes: name a new folder with --to"
+        )
 
 
 def _unpacked(log: str) -> dict[str, bytes]:

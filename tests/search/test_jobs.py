@@ -26,7 +26,7 @@ from search.config import load_config
 from search.job_driver import PACKED, TOLD, files_of
 from search.job_log import FILES, Reader, machine_lines, packed
 from search.job_package import stage
-from search.ledger import read
+from search.ledger import opened, read
 from search.run_folder import RunFolder
 from spaces import scheme
 from spaces.errors import UserError
@@ -497,3 +497,17 @@ def test_a_run_that_comes_incomplete(tmp_path):
     for broken in (log.replace(PACKED, "", 1), log[:60] + log[64:], log.splitlines()[0], ""):
         with pytest.raises(UserError, match="incomplete"):
             packed(broken, tmp_path / "run")
+
+
+def test_a_run_that_went_on_where_it_was_fetched_to_is_kept(tmp_path):
+    log = log_of(entry("run.json"), entry("trials.jsonl", size=9))
+    ledger = tmp_path / "trials.jsonl"
+    packed(log, tmp_path)
+    ledger.write_text("xxxx")  # as a torn line, or a copy of an earlier moment
+    packed(log, tmp_path)
+    with opened(ledger), pytest.raises(UserError, match="another process is searching"):
+        packed(log, tmp_path)
+    ledger.write_text("a line of its own\n")
+    with pytest.raises(UserError, match="the run went on here, beyond what comes"):
+        packed(log, tmp_path)
+    assert ledger.read_text() == "a line of its own\n"
