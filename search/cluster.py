@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import ClusterConfig
@@ -52,14 +53,27 @@ def _connect(config: ClusterConfig) -> None:
     local = config.address == "local"
     _require_answer(config.address)
     try:
-        ray.init(
-            address=config.address,
-            include_dashboard=config.dashboard if local else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _on_the_loopback() if local else nullcontext():
+            ray.init(
+                address=config.address,
+                include_dashboard=config.dashboard if local else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, ValueError) as error:
         raise UserError(f"cluster.address: no Ray cluster at {config.address!r}: {error}") from None
+
+
+@contextmanager
+def _on_the_loopback() -> Iterator[None]:
+    """A cluster that begins here listens on 127.0.0.1 alone, as Ray's do on macOS; elsewhere Ray
+    takes the machine's address, even where told this one, and its ports are open to the network."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _require_answer(address: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -192,8 +193,18 @@ def test_a_cluster_elsewhere_may_grow_but_says_what_it_lacks():
     assert wanting.startswith("cluster.gpus_per_trial: a trial asks for 0.5 GPU, the largest node")
 
 
+def addresses_of(driver: int) -> set[str]:
+    """On which a process and all that it began listen."""
+    processes = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
+    found = [one for each in processes for one in each.net_connections("tcp")]
+    # gRPC's sockets are those of IPv6, also for 127.0.0.1.
+    listening = (one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN)
+    return {address.removeprefix("::ffff:") for address in listening}
+
+
 def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
-    """Pressed once, in a process of its own, as soon as one probe is in the table."""
+    """Pressed once, in a process of its own, as soon as one probe is in the table. Until then it
+    listens for nobody elsewhere."""
     (tmp_path / "tiny.yaml").write_text(changed("search.trials=200").to_yaml())
     # A test run that was started in the background ignores the signal, and so would its children.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -202,9 +213,11 @@ def test_ctrl_c_ends_the_search_and_keeps_what_is_finished(tmp_path):
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("2/200"):
+                listening = addresses_of(process.pid)
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
+    assert listening == {"127.0.0.1"}
     assert process.returncode == 130, rest
     assert f"stopped; go on with: augury resume {tmp_path / 'run'}" in rest
     assert "Traceback" not in rest
