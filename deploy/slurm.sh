@@ -71,6 +71,7 @@ echo "head $node, Ray $address:$port, dashboard port $((port + 1)), metrics port
 
 # A stopped search ends with 130. Slurm's signal wakes this script, which hands it on and waits.
 if [[ -e $run/run.json ]]; then
+    echo "going on with $run by its own config.yaml: CONFIG and --set were for its beginning"
     augury resume "$run" &
 else
     augury search "$config" --run "$run" --set cluster.address=auto "$@" &
