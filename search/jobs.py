@@ -71,7 +71,8 @@ class Cluster:
         Raises UserError where `name` or `run` cannot be, or the config cannot be shipped.
         """
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        name = checked(name or f"{config.data.name}-{stamp}-{secrets.token_hex(2)}")
+        stamped = f"{config.data.name}-{stamp}-{secrets.token_hex(2)}"
+        name = checked(stamped if name is None else name)
         run = self._on_the_head(name) if run is None else _of_the_cluster(run)
         with tempfile.TemporaryDirectory(prefix="augury-") as folder:
             stage(config, Path(folder))

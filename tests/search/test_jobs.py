@@ -376,6 +376,7 @@ AT = ("--run", "/nowhere/run")
     ("words", "sentence"),
     [
         (["--name", "a b"], "a name begins with a letter or digit"),
+        (["--name", "", *AT], "a name begins with a letter or digit"),
         (["--name", "-x"], "a name begins with a letter or digit"),
         ([], "the cluster may grow by itself, and without --run the run would lie on the disk of"),
         (["--run", "runs/mine"], "give the absolute path"),
