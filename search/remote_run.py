@@ -71,7 +71,11 @@ class RemoteRun(RunFolder):
         there = _said(self.store.listing)
         if self._name(self.marker) in there:
             raise UserError(f"{self} holds a run already: name another address with --run")
-        if any(not name.startswith(f"{SIGNS}/") for name in there):
+        # What a kill in `create` left is a ledger that is empty, and with it the config.
+        lines = {name for name in there if name.startswith(f"{LINES}/")}
+        begun = lines and not any(there[name].size for name in lines)
+        ours = lines | {self._name(self.config)} if begun else set()
+        if any(not name.startswith(f"{SIGNS}/") for name in there.keys() - ours):
             raise UserError(f"{self} is not empty and no run of Augury: name a new one with --run")
 
     def create(self, config_yaml: str, made_by: dict[str, Any]) -> None:

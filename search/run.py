@@ -69,7 +69,7 @@ def run_search(
             f"search.probe_epochs={config.search.probe_epochs}"
         )
     with folder.held(listen.note):
-        return _search(config, folder, listen)
+        return _search(config, folder, listen, new=True)
 
 
 def resume_search(folder: RunFolder, listen: Listener, trials: int | None = None) -> SearchResult:
@@ -180,9 +180,14 @@ class _Work:
 
 
 def _search(
-    config: SearchConfig, folder: RunFolder, listen: Listener, *, probing: bool = True
+    config: SearchConfig,
+    folder: RunFolder,
+    listen: Listener,
+    *,
+    new: bool = False,
+    probing: bool = True,
 ) -> SearchResult:
-    with _at_work(config, folder, listen) as work:
+    with _at_work(config, folder, listen, new=new) as work:
         if config != load_config(folder.config):  # the run keeps what was given
             write_text(folder.config, config.to_yaml())
             folder.publish(folder.config)
@@ -206,16 +211,19 @@ def _search(
 
 
 @contextmanager
-def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Iterator[_Work]:
-    """A run that is worked on by this process alone, made where it is not there yet."""
+def _at_work(
+    config: SearchConfig, folder: RunFolder, listen: Listener, *, new: bool = False
+) -> Iterator[_Work]:
+    """A run that is worked on by this process alone, made where it is to be a new one: not gone on
+    with where another process has made one there meanwhile."""
     _require_gpus(config)
     require_trackers(config.logging, folder)
     splits = load_splits(config.data)
-    made_by, start = _made_by(config, splits, folder)
+    made_by, start = _made_by(config, splits, None if new else folder)
     plain = PolicySpace(config.search.space, base=config.data.base, image_size=splits.image_size)
     space = plain.including([*start.first, *(policy for policy, _ in start.known)])
     student = config.student.start(splits)
-    if not folder.marker.exists():
+    if new:
         _rehearse(config, splits, student)
     for note in splits.notes:
         listen.note(note)
@@ -239,7 +247,8 @@ def _at_work(config: SearchConfig, folder: RunFolder, listen: Listener) -> Itera
                 if config.cluster.address == "local":
                     raise UserError(wanting)  # it would wait for ever
                 listen.note(wanting)
-        _lay_out(folder, given, made_by, teacher, at_once=concurrent_trials(config.cluster))
+        at_once = concurrent_trials(config.cluster)
+        _lay_out(folder, given, made_by, teacher, new=new, at_once=at_once)
         with opened(folder.ledger, folder.publish_line) as ledger:
             if packing is not None:
                 keep(packing, folder.packing)
@@ -269,12 +278,14 @@ def _lay_out(
     config: SearchConfig,
     made_by: dict[str, Any],
     teacher: nn.Module,
+    *,
+    new: bool,
     at_once: int,
 ) -> None:
-    """Makes the folder of a run that is new; raises UserError where there is no storage for the
+    """Makes the folder of a `new` run; raises UserError where there is no storage for the
     checkpoints of so many trials, or no more of it for a run that is gone on with."""
     try:
-        if not folder.marker.exists():
+        if new:
             folder.create(config.to_yaml(), made_by)
         if not folder.teacher.exists():  # also where a kill came between the two
             with atomic_write(folder.teacher) as temporary:
@@ -312,14 +323,15 @@ def _teacher(config: SearchConfig, splits: ImageSplits, folder: RunFolder) -> nn
 
 
 def _made_by(
-    config: SearchConfig, splits: ImageSplits, folder: RunFolder
+    config: SearchConfig, splits: ImageSplits, folder: RunFolder | None
 ) -> tuple[dict[str, Any], WarmStart]:
-    """What makes the run, and where it begins: of one that is gone on with, as its marker says.
+    """What makes the run, and where it begins: of one in a `folder`, which is gone on with, as its
+    marker says.
 
     Raises UserError where its data are others than now.
     """
     packages = ("torch", "torchvision", "ray", "optuna")
-    before = folder.read_marker() if folder.marker.exists() else None
+    before = folder.read_marker() if folder else None
     now = {
         "versions": {"python": platform.python_version()}
         | {p: version(p) for p in packages}

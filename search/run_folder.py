@@ -179,7 +179,7 @@ class RunFolder:
             raise UserError(f"{self.path} is a link to nowhere: name a new folder with --run")
         if self.marker.exists():
             raise UserError(f"{self.path} holds a run already: name another folder with --run")
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not (self.path.is_dir() and self._holds_nothing()):
             raise UserError(
                 f"{self.path} exists and is not a run of Augury: name a new folder with --run"
             )
@@ -187,14 +187,25 @@ class RunFolder:
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise UserError(f"{self.path} cannot be made: {existing} is no folder to write to")
 
+    def _holds_nothing(self) -> bool:
+        """But for what a kill in `create` left: a ledger that is empty, and with it the config."""
+        inside = {path.name for path in self.path.iterdir()}
+        ours = {name for name in inside if name.endswith(".tmp")} | {self.config.name}
+        begun = self.ledger.is_file() and self.ledger.stat().st_size == 0
+        return inside <= (ours | {self.ledger.name} if begun else set())
+
     def create(self, config_yaml: str, made_by: dict[str, Any]) -> None:
-        """Lays out the folder, with an empty ledger; `made_by` goes into the marker."""
+        """Lays out the folder, with an empty ledger; `made_by` goes into the marker. Raises
+        UserError where a run has come there meanwhile."""
+        from search.ledger import opened
+
         self.require_new()
         self.path.mkdir(parents=True, exist_ok=True)
         marker = {"format": FORMAT, "version": VERSION, **made_by}
-        write_text(self.config, config_yaml)
-        self.ledger.touch()
-        write_text(self.marker, json.dumps(marker, indent=2) + "\n")
+        with opened(self.ledger):  # of two that come to it at the same time one makes the run
+            self.require_new()
+            write_text(self.config, config_yaml)
+            write_text(self.marker, json.dumps(marker, indent=2) + "\n")
 
     @classmethod
     def open(cls, where: Path | str) -> "RunFolder":

@@ -175,6 +175,22 @@ def test_what_was_written_is_there_for_who_has_nothing(bucket, monkeypatch):
         RemoteRun(address).refresh()
 
 
+def test_what_a_kill_left_of_a_run_can_become_one(bucket):
+    """The ledger is sent first, then the config, and the marker last."""
+    run = RunFolder.at(bucket.address("runs/x"))
+    with run.held(quiet):
+        run.create("data: digits\n", {})
+    del bucket["/bucket/runs/x/run.json"]
+    again = RunFolder.at(bucket.address("runs/x"))
+    with again.held(quiet):
+        again.create("data: digits\n", {"seed": 4})
+    assert RunFolder.open(bucket.address("runs/x")).read_marker() == {"seed": 4}
+    for path in [path for path in bucket if "/trials/" in path or path.endswith("/run.json")]:
+        del bucket[path]
+    with pytest.raises(UserError, match="is not empty and no run of Augury"):
+        RunFolder.at(bucket.address("runs/x")).require_new()
+
+
 def test_a_line_that_could_not_be_sent_has_not_happened(bucket, monkeypatch):
     monkeypatch.setattr("search.storage.PATIENCE", 0.5)
     run = RunFolder.at(bucket.address("runs/x"))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from search.ledger import opened
 from search.results import (
     CONTROL,
     FAILED,
@@ -279,5 +280,20 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(tmp_path):
         RunFolder(tmp_path / "file" / "run").require_new()
 
 
-def test_an_empty_folder_can_hold_a_run(tmp_path):
-    RunFolder(tmp_path).require_new()
+def test_an_empty_folder_can_hold_a_run_and_so_can_what_a_kill_left_of_one(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.require_new()
+    folder.config.write_text("mine")
+    with pytest.raises(UserError, match="exists and is not a run of Augury"):
+        folder.require_new()
+    folder.config.unlink()
+    folder.create("data: {}\n", {})
+    folder.marker.rename(tmp_path / ".run.json.0a1b2c.tmp")
+    with opened(folder.ledger), pytest.raises(UserError, match="another process"):
+        folder.create("data: {}\n", {"seed": 3})
+    folder.create("data: {}\n", {"seed": 4})
+    assert RunFolder.open(tmp_path).read_marker() == {"seed": 4}
+    folder.marker.unlink()
+    folder.ledger.write_text("something\n")
+    with pytest.raises(UserError, match="exists and is not a run of Augury"):
+        folder.require_new()

@@ -329,6 +329,22 @@ def test_a_run_that_was_moved_goes_on_without_its_teacher_but_not_without_its_le
         promote_again(folder, Silence(), top=1)
 
 
+def test_a_run_that_came_there_meanwhile_is_not_gone_on_with_by_a_search(whole, tmp_path):
+    """As where two that begin in the same second have the name of that second."""
+    folder = RunFolder(tmp_path / "run")
+
+    class Late(Silence):
+        def stage(self, text: str, *_: Any) -> None:
+            if text.startswith("teacher"):
+                shutil.copytree(whole.folder.path, folder.path)
+
+    another = SERIAL.search.model_copy(update={"objective": "kd_gap"})
+    with pytest.raises(UserError, match="holds a run already: name another folder with --run"):
+        run_search(SERIAL.model_copy(update={"search": another}), folder, Late())
+    for file in ("trials.jsonl", "config.yaml", "run.json", "policies.parquet"):
+        assert (folder.path / file).read_bytes() == (whole.folder.path / file).read_bytes()
+
+
 def test_a_folder_does_not_hide_a_scheme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("none").mkdir()
