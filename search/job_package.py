@@ -110,6 +110,8 @@ def _modules(config: "SearchConfig") -> Iterator[str]:
     yield config.student.quantization.quantizer
     if config.student.network is not None:
         yield config.student.network.name
+    for loss in config.student.recipe.loss.features:
+        yield loss.name
 
 
 def _ship_module(named: str, files: Files) -> None:

@@ -212,3 +212,26 @@ def test_the_teacher_gets_no_gradient_and_the_student_does(name):
 def test_values_without_meaning_are_refused(wrong):
     with pytest.raises(ValidationError, match=next(key for key in wrong if key != "name")):
         DistillationLoss(features=[wrong])
+
+
+def test_a_loss_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text(
+        "from trainers.distillation import FeatureLoss\n"
+        "class Mimic(FeatureLoss):\n"
+        "    weight: float = 10.0\n"
+        "    def value(self, batch):\n"
+        "        return (batch.student[0] - batch.teacher[0]).square().sum()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config(
+        overrides=["student.recipe.loss={features: [{name: 'my_losses:Mimic', weight: 2}]}"]
+    )
+    (loss,) = config.student.recipe.loss.features
+    assert type(loss).__name__ == "Mimic" and loss.weight == 2
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+    same = network(8).requires_grad_(False)
+    assert value(distiller(loss, student=same), same) == value(distiller(student=same), same)
+    for name, said in (("my_losses:Nimic", "cannot be imported"), ("math:pi", "not a FeatureLoss")):
+        with pytest.raises(UserError, match=f"{name}.*{said}"):
+            load_config(overrides=[f"student.recipe.loss={{features: [{{name: '{name}'}}]}}"])

@@ -1,11 +1,12 @@
 """What every loss on features has in common, and the table of them.
 
 To add one, derive from FeatureLoss, give it a `name` and a `weight`, write its `value`, and
-register it by `@feature_loss`. Where the loss learns something itself, override `build` in
-place of `value`.
+register it by `@feature_loss`; one outside of Augury needs neither, a config finds it at
+`package.module:Class`. Where the loss learns something itself, override `build` in place of `value`.
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int64
@@ -88,6 +89,22 @@ def feature_loss(cls: type[_Registered]) -> type[_Registered]:
     return cls
 
 
+def _called(name: str) -> type[FeatureLoss]:
+    """The loss `name`, or the class at `package.module:Class`; raises ValueError for none."""
+    if ":" not in name:
+        if name not in FEATURE_LOSSES:
+            raise ValueError(str(unknown_name("feature loss", name, FEATURE_LOSSES)))
+        return FEATURE_LOSSES[name]
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"feature loss {name!r} cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, FeatureLoss)):
+        raise ValueError(f"feature loss {name!r} is not a FeatureLoss")
+    return found
+
+
 def _by_name(value: Any) -> Any:
     """The mapping `value` as the loss that it names."""
     if not isinstance(value, dict):
@@ -95,9 +112,7 @@ def _by_name(value: Any) -> Any:
     name = value.get("name")
     if not isinstance(name, str):
         raise ValueError(f"name: give one of {', '.join(FEATURE_LOSSES)}")
-    if name not in FEATURE_LOSSES:
-        raise ValueError(str(unknown_name("feature loss", name, FEATURE_LOSSES)))
-    kind = FEATURE_LOSSES[name]
+    kind = _called(name)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
