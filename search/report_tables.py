@@ -109,8 +109,8 @@ def further(verdict: Mapping[str, Any], rows: Sequence[Row]) -> str:
     tested = mean_and_std([run.test_accuracy for run in row.full_length])
     seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
     return (
-        f"It judges what promotion chose. Of {len(others)} more policies of full length, trained "
-        f"for augury validate or an earlier promotion, {len(ahead)} had more: the first is "
+        f"The verdict judges what promotion chose. Of {len(others)} more policies of full length, "
+        f"trained for augury validate or an earlier promotion, {len(ahead)} had more: the first is "
         f"{row.policy} (validation {percent(*mean_and_std(values))}, test {percent(*tested)}, "
         f"{seeds}). The first of many has had luck."
     )
