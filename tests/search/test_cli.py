@@ -152,7 +152,7 @@ def test_a_policy_is_shown_and_converted(augury, tmp_path):
 def test_a_search_from_the_command_line_and_its_export(augury, tmp_path):
     done = augury(
         "search",
-        *("--run", "[run]", *TINY),
+        *("--run", "run", *TINY),
         *("--set", "search.trials=3", "--set", "search.probe_epochs=1"),
         *("--set", "student.quantization={weight_bits: 4, activation_bits: 8}"),
         *("--set", "promotion={top: 1, epochs: 1, seeds: 1}"),
@@ -163,16 +163,16 @@ def test_a_search_from_the_command_line_and_its_export(augury, tmp_path):
     assert "3/3" in done.stderr
     assert any(line.startswith("1/") and "validation_accuracy" in line for line in lines)
     assert "Verdict" in done.stdout
-    assert done.stdout.rstrip().endswith("/[run]/best_policy.json")
-    assert load_policy(tmp_path / "[run]" / "best_policy.json")
-    exported = augury("student", "export", "[run]", "--to", "student.onnx", "--json")
+    assert done.stdout.rstrip().endswith("run/best_policy.json")
+    assert load_policy(tmp_path / "run" / "best_policy.json")
+    exported = augury("student", "export", "run", "--to", "student.onnx", "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["same_class"] > 0.98
     assert (tmp_path / "student.onnx").exists()
-    assert augury("export", "[run]", "--to", "out.csv").returncode == 0
+    assert augury("export", "run", "--to", "out.csv").returncode == 0
     with (tmp_path / "out.csv").open() as file:
         assert [row["rank"] for row in csv.DictReader(file)] == ["1", "2", "3"]
-    again = augury("search", "--run", "[run]", *TINY)
+    again = augury("search", "--run", "run", *TINY)
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
 
