@@ -70,7 +70,7 @@ def print_result(result: "SearchResult", config: "SearchConfig") -> None:
         ("report     ", folder.report),
         ("best policy", folder.best_policy),
     ):
-        console.print(f"{what}  {folder.named(path)}", soft_wrap=True, highlight=False)
+        console.print(f"{what}  {escape(folder.named(path))}", soft_wrap=True, highlight=False)
 
 
 def _cells(row: Row, objective: str) -> tuple[str, ...]:
@@ -123,12 +123,11 @@ def print_validation(found: "Validation", folder: "RunFolder") -> None:
     console.print(table)
     hidden = len(found.predictions) - len(shown)
     if hidden > 0:
-        console.print(
-            f"{hidden} more in {folder.named(folder.validation.with_suffix('.csv'))}",
-            highlight=False,
-        )
+        table_of_all = folder.named(folder.validation.with_suffix(".csv"))
+        console.print(f"{hidden} more in {escape(table_of_all)}", highlight=False, soft_wrap=True)
     if found.left_out:
-        console.print(f"left out, since a probe or student failed: {', '.join(found.left_out)}")
+        left_out = escape(", ".join(found.left_out))
+        console.print(f"left out, since a probe or student failed: {left_out}", highlight=False)
     console.print(f"\n[b]Recommended[/b]: {escape(found.recommendation.sentence)}", soft_wrap=True)
     if found.recommendation.trusted:
         console.print("augury search --objective auto goes by that.", highlight=False)

@@ -243,7 +243,7 @@ def curves(epochs: pd.DataFrame, told_apart: Sequence[tuple[str, str]]) -> Plot:
 
     def draw(axes: Axes) -> None:
         named = {identity for identity, _ in told_apart}
-        label: str | None = "other promoted policies"
+        label: str | None = "other policies"
         for identity, lines in epochs.groupby("identity"):
             if identity not in named:
                 mean = lines.groupby("epoch").validation_accuracy.mean()
@@ -269,7 +269,7 @@ def curves(epochs: pd.DataFrame, told_apart: Sequence[tuple[str, str]]) -> Plot:
         axes.legend(loc="lower right")
 
     says = "Lines are means over seeds, bands reach from the worst seed to the best."
-    return Plot("curves", "Promoted students by epoch", says, epochs, draw)
+    return Plot("curves", "Students of full length by epoch", says, epochs, draw)
 
 
 def _better(name: str, mode: str) -> str:

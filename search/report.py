@@ -27,7 +27,7 @@ from search.config import SearchConfig, load_config
 from search.figures import Plot
 from search.ledger import Trial
 from search.progress import duration
-from search.results import FAILED, FINISHED, STOPPED
+from search.results import FAILED, FINISHED, STOPPED, Row
 from search.run_folder import RunFolder, write_text
 from search.standing import Standing, standing
 from search.verdict import percent, signed_points
@@ -84,7 +84,7 @@ def _page(now: Standing, images: Labelled | None) -> tuple[str, list[Plot]]:
     matters = evidence.matters(now)
     failures = tables.failures(now)
     style, script = _part("report.css"), _part("report.js")
-    verdict = _verdict(now)
+    verdict = _verdict(now, rows)
     best = _best(now, has_verdict=verdict is not None)
     content: dict[str, Any] = {
         "title": _title(now.config),
@@ -202,10 +202,10 @@ def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
 
 
-def _verdict(now: Standing) -> dict[str, Any] | None:
+def _verdict(now: Standing, rows: Sequence[Row]) -> dict[str, Any] | None:
     found = now.folder.read_verdict()
     try:
-        return None if found is None else _told(found)
+        return None if found is None else _told(found) | {"further": tables.further(found, rows)}
     except (KeyError, TypeError, ValueError, AttributeError):
         where = now.folder.named(now.folder.verdict)
         raise UserError(f"{where}: is not a verdict that can be read") from None

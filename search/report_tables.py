@@ -6,6 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from search import evidence
@@ -89,6 +90,30 @@ def _number(value: float | None, text: str) -> dict[str, Any]:
     known = value is not None and math.isfinite(value)
     found = {"text": text, "value": repr(value)} if known else {"text": "", "value": ""}
     return found | {"heading": False, "numeric": True}
+
+
+def further(verdict: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """A sentence on policies of full length that the verdict did not judge, if some had more than
+    its winner; empty otherwise. Raises KeyError or TypeError for what is no verdict."""
+    judged = {c["policy_identity"]: c["validation_accuracy"]["mean"] for c in verdict["candidates"]}
+    bar = judged[verdict["winner_identity"]]
+    others = {
+        row.policy.identity: (row, [run.validation_accuracy for run in row.full_length])
+        for row in rows
+        if row.full_length and row.policy.identity not in judged
+    }
+    ahead = [(row, values) for row, values in others.values() if fmean(values) > bar]
+    if not ahead:
+        return ""
+    row, values = max(ahead, key=lambda found: fmean(found[1]))
+    tested = mean_and_std([run.test_accuracy for run in row.full_length])
+    seeds = f"{len(values)} seed{'s' * (len(values) > 1)}"
+    return (
+        f"The verdict judges what promotion chose. Of {len(others)} more policies of full length, "
+        f"trained for augury validate or an earlier promotion, {len(ahead)} had more: the first is "
+        f"{row.policy} (validation {percent(*mean_and_std(values))}, test {percent(*tested)}, "
+        f"{seeds}). The first of many has had luck."
+    )
 
 
 def data_url(kind: str, content: bytes) -> str:

@@ -14,12 +14,16 @@ import pytest
 
 from search import evidence, load_run
 from search.config import SearchConfig, load_config
+from search.console import print_result
 from search.importance import effects, shares
 from search.ledger import Trial, opened
 from search.predictors import OUTCOMES
 from search.report import images_of, write_report
+from search.results import FullLength
 from search.run_folder import RunFolder
+from search.stages import SearchResult
 from search.standing import standing
+from search.verdict import Candidate, decide
 from spaces import UserError, scheme
 from spaces.policy import policy_from_json
 
@@ -132,6 +136,27 @@ def test_a_run_of_failures_says_that_going_on_would_not_help(tmp_path):
     page = write_report(folder).read_text()
     assert "<h1>vgg8 on digits" in page
     assert "every probe failed" in page and "to go on would not help" in page
+
+
+def test_a_policy_with_more_than_the_winner_that_was_not_judged_is_told_of(told_run, tmp_path):
+    """As after a validation, whose students are no part of the verdict."""
+    run = RunFolder(shutil.copytree(told_run.path, tmp_path / "run"))
+    rows = [row for row in standing(run).rows() if row.full_length]
+    others = len({row.policy.identity for row in rows}) - 1
+    for accuracy, sentence in ((0.85, f"Of {others} more policies of full length"), (0.95, "")):
+        runs = (FullLength(1, accuracy, 0.5, 0.5), FullLength(2, accuracy, 0.5, 0.5))
+        verdict = decide([Candidate(rows[0].policy, "candidate", runs)])
+        run.verdict.write_text(json.dumps(verdict.as_dict()))
+        verdict.winner.policy.save(run.best_policy)
+        page = write_report(run, to=tmp_path / "page.html").read_text()
+        assert sentence in page and ("more policies of full length" in page) == bool(sentence)
+
+
+def test_a_path_is_no_markup_on_a_terminal(tmp_path, capsys):
+    run = RunFolder(tmp_path / "[run]")
+    verdict = decide([Candidate(scheme("none"), "none", (FullLength(1, 0.9, 0.5, 0.9),))])
+    print_result(SearchResult(run, [], verdict.candidates, verdict), SearchConfig())
+    assert capsys.readouterr().out.rstrip().endswith(str(run.best_policy))
 
 
 def test_what_a_validation_found_is_on_the_page(told_run, tmp_path):
