@@ -2,7 +2,8 @@
 
 To add one, derive from FeatureLoss, give it a `name` and a `weight`, write its `value`, and
 register it by `@feature_loss`; one outside of Augury needs neither, a config finds it at
-`package.module:Class`. Where the loss learns something itself, override `build` in place of `value`.
+`package.module:Class`. Where the loss learns something itself, override `build` in place of
+`value`.
 """
 
 from dataclasses import dataclass
