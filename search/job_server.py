@@ -4,12 +4,13 @@ Ray's own client, found by an address or the environment, with limits of time, t
 certificate of the user's choice, a token that nothing shows, and errors in a sentence.
 """
 
+import asyncio
 import logging
 import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from search.reachability import SECONDS_TO_ANSWER, unanswered
 from spaces.errors import UserError
 
 SECONDS_TO_WORK = 60  # for an answer that takes the head some work
+SECONDS_TO_PART = 0.1  # with a connection that is over
 SECONDS_OF_SILENCE = 60  # of a log that is followed
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 TOKENS = ("AUGURY_TOKEN", "RAY_AUTH_TOKEN")
@@ -107,26 +109,29 @@ class JobServer(JobSubmissionClient):
             return list(answer["data"]["result"]["result"])
         return []
 
-    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+    async def tail_job_logs(self, job_id: str) -> AsyncGenerator[str, None]:
         """The log of a job in pieces, until it ends or a connection does.
 
         Raises TimeoutError where nothing comes for `SECONDS_OF_SILENCE`: a connection can die
         without a word, Ray answers no pings, and its own client would wait for ever.
         """
         limits = aiohttp.ClientWSTimeout(ws_receive=SECONDS_OF_SILENCE, ws_close=1)
-        async with (
-            aiohttp.ClientSession(
-                headers=self._headers, timeout=aiohttp.ClientTimeout(total=SECONDS_TO_WORK)
-            ) as session,
-            session.ws_connect(
-                f"{self._address}/api/jobs/{job_id}/logs/tail",
-                ssl=self._ssl_context or True,
-                timeout=limits,
-            ) as connection,
-        ):
-            async for message in connection:
-                if message.type is aiohttp.WSMsgType.TEXT:
-                    yield message.data
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    headers=self._headers, timeout=aiohttp.ClientTimeout(total=SECONDS_TO_WORK)
+                ) as session,
+                session.ws_connect(
+                    f"{self._address}/api/jobs/{job_id}/logs/tail",
+                    ssl=self._ssl_context or True,
+                    timeout=limits,
+                ) as connection,
+            ):
+                async for message in connection:
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        yield message.data
+        finally:  # TLS ends after its session, which does not wait; the loop is not to end before
+            await asyncio.sleep(SECONDS_TO_PART)
 
 
 def _first_set(names: Sequence[str]) -> str | None:

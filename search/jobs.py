@@ -11,7 +11,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -202,8 +202,9 @@ class Cluster:
 
     async def _tail(self, name: str, reader: Reader) -> None:
         reader.from_the_start()
-        async for text in self._client.tail_job_logs(name):
-            reader.take(text)
+        async with aclosing(self._client.tail_job_logs(name)) as texts:
+            async for text in texts:
+                reader.take(text)
 
     def _job(self, details: JobDetails, log: str) -> Job:
         told, name = machine_lines(log), details.submission_id or ""
