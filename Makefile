@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help search test lint clean
+.PHONY: help search test tutorial lint clean
 help:
 	@echo "make search   install once, then run the built-in search (ARGS='--set search.trials=50')"
 	@echo "make test     install once, then run every check and test"
+	@echo "make tutorial runs the notebook in docs/ from its first cell to its last"
 	@echo "make lint     ruff, mypy and import-linter alone"
 	@echo "make clean    remove the environment and caches; runs/ stays"
 
@@ -15,6 +16,9 @@ search: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+tutorial: $(STAMP)
+	$(BIN)/python -m pytest -m slow tests/search/test_guides.py -k notebook
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
