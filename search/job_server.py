@@ -50,7 +50,7 @@ def job_server(address: str | None = None, ca: Path | None = None) -> "JobServer
     where nothing answers, is not trusted or does not trust.
     """
     at = _located(address)
-    trusted = str(ca) if ca else _first_set(CERTIFICATES)
+    trusted = str(ca) if ca else first_set(CERTIFICATES)
     with _address_is(at):
         try:
             return JobServer(at, headers=_headers(), verify=trusted or True)
@@ -134,13 +134,14 @@ class JobServer(JobSubmissionClient):
             await asyncio.sleep(SECONDS_TO_PART)
 
 
-def _first_set(names: Sequence[str]) -> str | None:
+def first_set(names: Sequence[str]) -> str | None:
+    """The value of the first of these variables of the environment that has one."""
     return next(filter(None, map(os.environ.get, names)), None)
 
 
 def _located(address: str | None) -> str:
     """The address of the dashboard; a cluster's own is asked for it."""
-    named = address or _first_set(ADDRESSES) or "http://127.0.0.1:8265"
+    named = address or first_set(ADDRESSES) or "http://127.0.0.1:8265"
     if "@" in named:
         raise UserError(f"an address holds no names and passwords: a token goes into {TOKENS[0]}")
     if re.match(r"https?://[^/]", named, re.IGNORECASE):

@@ -1,6 +1,5 @@
 """`augury watch` and `augury optuna`: a run while it is searched."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,13 +82,13 @@ def optuna_study(
 def _look(run: str, address: str | None, ca: Path | None) -> "Callable[[], Told]":
     """What tells how the run or job is; raises UserError where there is none, or where `run` may be
     either."""
-    from search.job_server import ADDRESSES
+    from search.job_server import ADDRESSES, first_set
     from search.run_folder import RunFolder
     from search.standing import look_at
     from spaces.errors import UserError
 
     may_be_job = "/" not in run and run[:1].isalnum()
-    named = address or next(filter(None, map(os.environ.get, ADDRESSES)), None)
+    named = address or first_set(ADDRESSES)
     is_run = RunFolder(run).marker.is_file()
     if may_be_job and named and not address and is_run:
         raise UserError(

@@ -1,5 +1,6 @@
 """Losses as data: what a config says, what it becomes, and what is refused in one sentence."""
 
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -222,7 +223,8 @@ def test_a_loss_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch):
         "    def value(self, batch):\n"
         "        return (batch.student[0] - batch.teacher[0]).square().sum()\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.chdir(tmp_path)  # where commands are run, which is not on their path
     config = load_config(
         overrides=["student.recipe.loss={features: [{name: 'my_losses:Mimic', weight: 2}]}"]
     )

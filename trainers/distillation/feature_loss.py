@@ -7,15 +7,15 @@ register it by `@feature_loss`; one outside of Augury needs neither, a config fi
 """
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from jaxtyping import Float, Int64
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 from torch import Tensor, nn
 
-from spaces.errors import from_validation, unknown_name
+from spaces.errors import UserError, from_validation, unknown_name
 from spaces.frozen import Frozen
+from trainers.users_own import users_class
 
 Weight = Annotated[float, Field(ge=0)]
 Layers = Annotated[tuple[str, ...], Field(strict=False)]
@@ -96,14 +96,10 @@ def _called(name: str) -> type[FeatureLoss]:
         if name not in FEATURE_LOSSES:
             raise ValueError(str(unknown_name("feature loss", name, FEATURE_LOSSES)))
         return FEATURE_LOSSES[name]
-    module, _, attribute = name.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"feature loss {name!r} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, FeatureLoss)):
-        raise ValueError(f"feature loss {name!r} is not a FeatureLoss")
-    return found
+        return users_class("feature loss", name, FeatureLoss)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 def _by_name(value: Any) -> Any:

@@ -1,9 +1,7 @@
 """Networks by name: those of the papers, those of torchvision and timm, and the user's own."""
 
 import hashlib
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +19,7 @@ from trainers.models.image_size import require_fitting
 from trainers.models.resnet import CifarResNet
 from trainers.models.vgg import STAGES, CifarVGG
 from trainers.models.weights import load_weights
+from trainers.users_own import users_module, users_own
 
 RESNETS = {f"resnet{depth}": depth for depth in (8, 20, 32, 56)}
 VGGS = {f"vgg{depth}": depth for depth in STAGES}
@@ -126,7 +125,7 @@ def made_of(name: str) -> str:
     if library in ("torchvision", "timm") and rest:
         return version(library)
     if rest:
-        file = getattr(_module(name, library), "__file__", None)
+        file = users_module("network", name).__file__
         content = Path(file).read_bytes() if file else b""
         return hashlib.blake2b(content, digest_size=8).hexdigest()
     return ""
@@ -147,7 +146,7 @@ def _factory(name: str, width: int | None) -> Callable[[int], Any]:
         return _of_torchvision(rest)
     if library == "timm":
         return _of_timm(rest)
-    return _of_the_user(name, library, rest)
+    return _of_the_user(name)
 
 
 def _of_torchvision(name: str) -> Callable[[int], nn.Module]:
@@ -176,15 +175,8 @@ def _of_timm(name: str) -> Callable[[int], nn.Module]:
     return lambda classes: timm.create_model(name, pretrained=False, num_classes=classes)
 
 
-def _of_the_user(name: str, module_name: str, attribute: str) -> Callable[[int], Any]:
-    module = _module(name, module_name)
-    found = getattr(module, attribute, None)
-    if found is None:
-        names = [n for n in vars(module) if not n.startswith("_")] or [attribute]
-        nearest = ", ".join(by_nearness(attribute, names)[:3])
-        raise UserError(
-            f"network {name!r}: the module {module_name} has no {attribute!r}, nearest: {nearest}"
-        )
+def _of_the_user(name: str) -> Callable[[int], Any]:
+    found, attribute = users_own("network", name), name.partition(":")[2]
     if not callable(found):
         raise UserError(f"network {name!r}: {attribute!r} cannot be called with num_classes")
     try:
@@ -194,20 +186,6 @@ def _of_the_user(name: str, module_name: str, attribute: str) -> Callable[[int],
             f"network {name!r}: {attribute!r} cannot be called with num_classes alone: {error}"
         ) from None
     return lambda classes: found(num_classes=classes)
-
-
-def _module(name: str, module_name: str) -> Any:
-    """The user's module, also one that lies in the current folder, after all others."""
-    if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.append(folder)
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # a package that their module needs: the traceback says where
-        raise UserError(
-            f"network {name!r}: there is no module {error.name!r} on the Python path or in {folder}"
-        ) from None
 
 
 def _unknown_there(library: str, name: str, known: list[str]) -> UserError:

@@ -11,7 +11,6 @@ under a name:
 A config finds it by that name, or by `package.module:Class` where nothing else imports the module.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces.errors import UserError, unknown_name
+from trainers.users_own import users_class
 
 KNOWN_FORWARDS = (nn.Conv2d.forward, nn.Linear.forward)
 
@@ -174,14 +174,7 @@ def method_called(name: str) -> type[QuantizedLayer]:
         if name not in METHODS:
             raise unknown_name("quantizer", name, METHODS)
         return METHODS[name]
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"quantizer {name!r} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, QuantizedLayer)):
-        raise UserError(f"quantizer {name!r} is not a QuantizedLayer")
-    return found
+    return users_class("quantizer", name, QuantizedLayer)
 
 
 def with_weights(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
